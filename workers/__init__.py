@@ -1,0 +1,1 @@
+"""Everything that consumes: engines, roles, projector, conflict detector, resolution."""

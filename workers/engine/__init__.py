@@ -1,0 +1,1 @@
+"""The two engines that every process is one of, and the bus that they stand on."""

@@ -1,0 +1,168 @@
+"""Reads a merged file and the sides it came from, writes nothing: what speaks against the merge.
+
+Only what is new counts: a flaw that a side had already is not the merge's. Each check is bounded
+(size, time), for the detector waits for it. `ruff` runs as a process, isolated from any
+configuration, with nothing but the file on its standard input.
+"""
+
+import ast
+import io
+import json
+import re
+import subprocess
+import tokenize
+import tomllib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from types import MappingProxyType
+
+import yaml
+from codeconvoy.schemas.errors import Unavailable
+from codeconvoy.schemas.topics import MAX_FILE_BYTES
+from ruff import find_ruff_bin  # type: ignore[import-untyped]
+
+LINT_SECONDS = 10
+"""Deadline of one run of ruff; 20 ms is usual."""
+
+MAX_YAML_BYTES = 128 * 1024
+"""YAML above this is not parsed: in pure Python that would take seconds."""
+
+_LINT_CODES = "F"
+_LINT_IGNORED = "F401,F841"
+"""Unused imports and variables: two sides that each drop a use leave them behind. Untidy, harmless."""
+
+_PYTHON = (".py", ".pyi")
+_MARKER = re.compile(rb"^(?:<{7,}|>{7,})(?: .*|\r?)$", re.MULTILINE)
+_LINE_NUMBER = re.compile(r"\bline \d+")
+
+
+def objections(path: str, candidate: bytes | None, sides: Sequence[bytes]) -> tuple[str, ...]:
+    """What speaks against a merge that gave `candidate`: empty if nothing does.
+
+    Args:
+        path: the file's path; its ending says how it is read.
+        candidate: the merged content, None where the merge deletes the file.
+        sides: what the merged heads held, without those that deleted the file.
+
+    Raises:
+        Unavailable: ruff is not installed.
+    """
+    if candidate is None:
+        return ()
+    marked = _new_markers(candidate, sides)
+    if marked:
+        return (f"the merge left a conflict marker: {marked}",)
+    suffix = PurePosixPath(path).suffix.lower()
+    parse = _PARSERS.get(suffix)
+    if parse is None or any(_flaw(parse, side) for side in sides):
+        return ()
+    flaw = _flaw(parse, candidate)
+    if flaw:
+        return (f"the merged file does not parse, and all sides did: {flaw}",)
+    return _new_findings(suffix, candidate, sides) if suffix in _PYTHON else ()
+
+
+def _new_markers(candidate: bytes, sides: Sequence[bytes]) -> str:
+    """The first conflict marker of the candidate that no side holds, or the empty string."""
+    known = {line for side in sides for line in _MARKER.findall(side)}
+    return next((ascii(line)[2:-1] for line in _MARKER.findall(candidate) if line not in known), "")
+
+
+def _new_findings(suffix: str, candidate: bytes, sides: Sequence[bytes]) -> tuple[str, ...]:
+    """What ruff finds in the candidate and in no side (undefined names, redefinitions, ...)."""
+    found = _findings(suffix, candidate)
+    for side in sides:
+        if not found:
+            break
+        known = _findings(suffix, side)
+        found = {key: text for key, text in found.items() if key not in known}
+    return tuple(sorted(found.values()))
+
+
+def _findings(suffix: str, content: bytes) -> dict[tuple[str, str], str]:
+    """ruff's findings by code and message (without line numbers, which merging moves)."""
+    command = (
+        *(_ruff(), "check", "--isolated", "--no-cache", "--output-format=json", "--exit-zero"),
+        *(f"--select={_LINT_CODES}", f"--ignore={_LINT_IGNORED}", f"--stdin-filename=merged{suffix}", "-"),
+    )
+    try:
+        run = subprocess.run(
+            command, input=_as_utf8(content), capture_output=True, timeout=LINT_SECONDS, env={}, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {("timeout", ""): f"ruff did not end in {LINT_SECONDS} s"}
+    if run.returncode:
+        return {("failed", ""): f"ruff failed: {run.stderr.decode(errors='replace').strip()[:200]}"}
+    return {
+        (finding["code"] or "", _LINE_NUMBER.sub("line", finding["message"])): (
+            f"{finding['code'] or 'syntax'}: {finding['message']}"
+        )
+        for finding in json.loads(run.stdout)
+    }
+
+
+def _ruff() -> str:
+    try:
+        return str(find_ruff_bin())
+    except FileNotFoundError as missing:
+        raise Unavailable("ruff", str(missing), "Reinstall codeconvoy: ruff comes with it") from missing
+
+
+def _as_utf8(content: bytes) -> bytes:
+    """Python source as ruff reads it, whatever its coding cookie says. It parses, so it decodes."""
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    return content.decode(encoding).encode()
+
+
+def _flaw(parse: Callable[[bytes], None], content: bytes) -> str:
+    """Why the content can't be parsed, or the empty string."""
+    if len(content) > MAX_FILE_BYTES:
+        return f"over {MAX_FILE_BYTES} bytes"
+    try:
+        parse(content)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, yaml.YAMLError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def _parse_python(content: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compile(content, "merged", "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+
+
+def _parse_json(content: bytes) -> None:
+    json.loads(content, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object, if no name is in it twice: two sides that add one name leave it so."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("an object holds the same name twice")
+    return made
+
+
+def _parse_toml(content: bytes) -> None:
+    tomllib.loads(content.decode())
+
+
+def _parse_yaml(content: bytes) -> None:
+    """Only compose: aliases are resolved, nothing is constructed, own tags are no error."""
+    if len(content) > MAX_YAML_BYTES:
+        raise ValueError(f"over {MAX_YAML_BYTES} bytes")
+    for _ in yaml.compose_all(content, Loader=yaml.SafeLoader):
+        pass
+
+
+_PARSERS: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
+    {
+        ".py": _parse_python,
+        ".pyi": _parse_python,
+        ".json": _parse_json,
+        ".toml": _parse_toml,
+        ".yaml": _parse_yaml,
+        ".yml": _parse_yaml,
+    }
+)

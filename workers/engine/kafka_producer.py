@@ -1,0 +1,161 @@
+"""Reads nothing, writes records and offsets in transactions: the Kafka bus's Producer.
+
+How librdkafka's errors map to what a caller may do:
+
+- fatal (`_FENCED`: a newer producer has this transactional id): Fenced. The client is of no use any
+  more. When it comes from the commit itself, the transaction may have been decided by the successor;
+  its offsets on the broker say which, and they are what a restart reads.
+- `txn_requires_abort`: aborted, then Aborted. That holds for a record that the broker refused, for a
+  transaction that timed out at the broker (`INVALID_PRODUCER_EPOCH`, the abort takes a new epoch) and
+  for a stale group token (`ILLEGAL_GENERATION`, `UNKNOWN_MEMBER_ID`, `STALE_MEMBER_EPOCH`): the
+  producer is well, the member has to poll, to drop what is not its own any more, and to come again
+  with a fresh token. A member that is really out then gets Fenced from `group_token`.
+- retriable (a broken connection, a time-out): the same call is made again; librdkafka resumes it. So a
+  commit is never reported before its outcome is known.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from codeconvoy.schemas.errors import Aborted, BusError
+from codeconvoy.workers.engine.bus import Committed, GroupToken, Outgoing, TopicPartition
+from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error
+from codeconvoy.workers.engine.kafka_consumer import MemberToken
+from codeconvoy.workers.engine.limits import check_limits, key_bytes
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka import TopicPartition as KafkaPartition
+
+_ANY_PARTITION = -1
+_CALL_SECONDS = 5.0
+_RESOLVE_SECONDS = 90.0
+"""For so long a broker may be away in the middle of a transaction."""
+_INIT_SECONDS = 30.0
+"""The transaction coordinator of a fresh broker first creates its topic."""
+
+
+class KafkaProducer:
+    """The one owner of a transactional id. Its blocking calls run on a thread of its own."""
+
+    def __init__(self, settings: Settings, *, embedded: bool) -> None:
+        self._settings, self._embedded = settings, embedded
+        self._complaints = Complaints()
+        self._producer = Producer({**settings, "error_cb": self._complaints})
+        name = f"kafka-{settings['transactional.id']}"
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._closed = False
+
+    async def start(self) -> None:
+        """Fence older producers of the same transactional id.
+
+        Raises:
+            Unavailable: the broker can't be reached, or refuses.
+        """
+        await self._on_thread(self._init)
+
+    async def transaction(
+        self,
+        outputs: Sequence[Outgoing],
+        offsets: Mapping[TopicPartition, Committed] | None = None,
+        group: str = "",
+        token: GroupToken | None = None,
+    ) -> None:
+        """See `Producer.transaction`. A caller that is cancelled waits for the outcome first.
+
+        Raises:
+            BusError: besides what the protocol says: the outcome could not be learnt within
+                90 s. Only a new producer of the same id, and the group's offsets, can tell.
+        """
+        check_limits(outputs, offsets)
+        if not offsets:
+            await self._on_thread(lambda: self._transact(outputs, [], b""))
+            return
+        if not isinstance(token, MemberToken):
+            raise BusError("offsets need the group token of a consumer of the Kafka bus")
+        partitions = [
+            KafkaPartition(at.topic, at.partition, committed.offset, committed.metadata)
+            for at, committed in offsets.items()
+        ]
+        await self._on_thread(lambda: self._transact(outputs, partitions, token.metadata))
+        if self._embedded:
+            await token.consumer.commit(partitions)
+
+    async def close(self) -> None:
+        """See `Producer.close`."""
+        if not self._closed:
+            self._closed = True
+            await self._on_thread(self._producer.close)
+            self._thread.shutdown(wait=False)
+
+    async def _on_thread(self, work: Callable[[], object]) -> None:
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    # All below runs on the producer's thread.
+
+    def _init(self) -> None:
+        deadline = time.monotonic() + _INIT_SECONDS
+        while True:
+            try:
+                self._producer.init_transactions(_CALL_SECONDS)
+                return
+            except KafkaException as error:
+                self._producer.poll(0.0)  # serves error_cb, which has the reason
+                patience = not self._complaints.reason and time.monotonic() < deadline
+                if not (error.args[0].retriable() and patience):
+                    raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
+
+    def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
+        try:
+            self._producer.begin_transaction()
+            for output in outputs:
+                self._produce(output)
+            if offsets:
+                self._resolve(
+                    lambda: self._producer.send_offsets_to_transaction(offsets, metadata, _CALL_SECONDS)
+                )
+            # Flushes first; a record that could not be delivered makes it abortable.
+            self._resolve(lambda: self._producer.commit_transaction(_CALL_SECONDS))
+        except KafkaException as error:
+            problem = error.args[0]
+            if not problem.txn_requires_abort():
+                raise as_bus_error(problem) from error
+            self._abort()
+            raise Aborted(problem.str()) from error
+
+    def _produce(self, output: Outgoing) -> None:
+        partition = _ANY_PARTITION if output.partition is None else output.partition
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic,
+                    output.value,
+                    key_bytes(output.key),
+                    partition,
+                    headers=list(output.headers.items()),
+                )
+                return
+            except BufferError:  # the client's queue is full: wait until some of it is delivered
+                self._producer.poll(0.05)
+
+    def _abort(self) -> None:
+        try:
+            self._resolve(lambda: self._producer.abort_transaction(_CALL_SECONDS))
+        except KafkaException as error:
+            raise as_bus_error(error.args[0]) from error
+
+    def _resolve(self, call: Callable[[], object]) -> None:
+        """Make a resumable call until it succeeds or fails for good."""
+        deadline = time.monotonic() + _RESOLVE_SECONDS
+        while True:
+            try:
+                call()
+                return
+            except KafkaException as error:
+                if not error.args[0].retriable() or time.monotonic() > deadline:
+                    raise

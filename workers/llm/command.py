@@ -1,0 +1,260 @@
+"""Reads a task's context, writes an answer: an agent that is a program of the user's.
+
+The program gets one JSON object on stdin (`task_json`) and gives one on stdout (`Output`): that is
+all that an adapter of a coding CLI has to know. It runs in this process's environment and
+directory, since a coding CLI has its own configuration and keys; it needs no access to the
+repository, everything that it may see is on stdin.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+
+import msgspec
+from codeconvoy.schemas.errors import AgentError
+from codeconvoy.schemas.job_spec import TaskSpec
+from codeconvoy.schemas.tasks import PlanWork, ResolveWork, ReviewWork, TestWork
+from codeconvoy.workers.llm.agent import read_answer
+from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, Version, Vote
+from codeconvoy.workers.roles.validators import STANDARD, Validator, objections, writable
+
+MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+MAX_STDERR_BYTES = 2_000
+"""Of the end of what it writes there: what an error message repeats."""
+_CHUNK = 65_536
+TRY_AGAIN = 75
+"""Exit status EX_TEMPFAIL of sysexits.h: the same task may be tried again."""
+
+
+class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of an answer: exactly one of content, content_base64 and delete."""
+
+    path: str
+    content: str | None = None
+    """The whole new content, written as UTF-8."""
+    content_base64: str | None = None
+    delete: bool = False
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a program answers: one of these, by the task's kind."""
+
+    edits: tuple[Edit, ...] | None = None
+    """For edit, test and resolve. Empty: nothing needs to be changed."""
+    text: str | None = None
+    """For edit, test and resolve: search/replace blocks, as a model writes them (`edit_format`)."""
+    approved: bool | None = None
+    """For review."""
+    comments: tuple[str, ...] = ()
+    tasks: tuple[TaskSpec, ...] | None = None
+    """For plan."""
+    summary: str = ""
+    error: str = ""
+    """Why the task can't be done."""
+    retryable: bool = False
+
+
+class CommandAgent:
+    """Does a role's work by running a program for each task."""
+
+    def __init__(self, role: Role, argv: Sequence[str], *, validators: Sequence[Validator] = ()) -> None:
+        """Nothing is started yet.
+
+        Args:
+            role: its prompt is handed to the program.
+            argv: program and arguments; no shell is involved.
+            validators: what an answer must pass besides the standard ones.
+        """
+        self._role, self._argv = role, tuple(argv)
+        self._validators = (*STANDARD, *validators)
+
+    async def work(self, context: Context) -> Answer:
+        """See `Agent`. The program and all that it started are killed when this ends, however it ends."""
+        seconds = context.task.deadline_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                status, out, err = await run(self._argv, task_json(context, self._role))
+        except TimeoutError as error:
+            raise AgentError(f"{self._argv[0]}: no answer within the task's {seconds} s") from error
+        tail = err.decode(errors="replace").strip()
+        if status != 0:
+            reason = f"{self._argv[0]}: exit status {status}" + (f": {tail}" if tail else "")
+            raise AgentError(reason, retryable=status == TRY_AGAIN)
+        answer = self._answer(context, out, tail)
+        if found := objections(context, answer, self._validators):
+            raise AgentError(f"{self._argv[0]}: {' '.join(found)}")
+        return answer
+
+    def _answer(self, context: Context, out: bytes, tail: str) -> Answer:
+        try:
+            said = msgspec.json.decode(out, type=Output)
+        except msgspec.MsgspecError as error:
+            note = f" (stderr: {tail})" if tail else ""
+            raise AgentError(f"{self._argv[0]}: its output is no answer: {error}{note}") from error
+        if said.error:
+            raise AgentError(f"{self._argv[0]}: {said.error}", retryable=said.retryable)
+        if said.text is not None:
+            answer, flaws = read_answer(context, said.text)
+            if answer is None:
+                raise AgentError(f"{self._argv[0]}: {'; '.join(flaw.text for flaw in flaws)}")
+            return answer
+        if said.approved is not None:
+            return Vote(said.approved, said.comments)
+        if said.tasks is not None:
+            return Plan(said.tasks)
+        if said.edits is not None:
+            base = writable(context)
+            files = (FileEdit(edit.path, self._content(edit)) for edit in said.edits)
+            keep_same = isinstance(context.task.work, ResolveWork)
+            changed = (f for f in files if keep_same or f.path not in base or f.content != base[f.path])
+            return Edits(tuple(changed), said.summary)
+        raise AgentError(f"{self._argv[0]}: its output has none of edits, text, approved, tasks and error")
+
+    def _content(self, edit: Edit) -> bytes | None:
+        given = (edit.content is not None) + (edit.content_base64 is not None) + edit.delete
+        if given != 1:
+            raise AgentError(
+                f"{self._argv[0]}: the edit of {edit.path!r} needs one of content, content_base64, delete"
+            )
+        if edit.delete:
+            return None
+        if edit.content is not None:
+            return edit.content.encode()
+        try:
+            return base64.b64decode(edit.content_base64 or "", validate=True)
+        except binascii.Error as error:
+            raise AgentError(f"{self._argv[0]}: content_base64 of {edit.path!r}: {error}") from error
+
+    async def close(self) -> None:
+        """Nothing is held between calls."""
+
+
+def task_json(context: Context, role: Role) -> bytes:
+    """What a program reads on stdin: one JSON object.
+
+    Its fields: `kind` (edit, review, test, resolve, plan), `task` (task_id, job_id, workspace,
+    role, path, round, goal, deadline_seconds, and `work` with what its kind needs), `prompt`,
+    `may_write` (paths), `feedback` (why an earlier round was not accepted), and files: `file`,
+    `base` (or null), `others`, `heads`. A file is `path`, `event_id`, `executable`, `role`,
+    `summary`, and one of `content` (UTF-8), `content_base64` (else), or `content: null` (absent).
+    """
+    task = context.task
+    work = task.work
+    document = {
+        "kind": _kind(context),
+        "task": {
+            "task_id": task.task_id,
+            "job_id": task.job_id,
+            "workspace": task.workspace,
+            "role": task.role,
+            "path": task.path,
+            "round": task.round,
+            "goal": task.goal,
+            "deadline_seconds": task.deadline_seconds,
+            "work": work,
+        },
+        "prompt": role.prompt,
+        "may_write": list(writable(context)),
+        "feedback": getattr(work, "feedback", ()),
+        "file": _version(context.file),
+        "base": _version(context.base) if context.base else None,
+        "others": [_version(version) for version in context.others],
+        "heads": [_version(version) for version in context.heads],
+    }
+    return msgspec.json.encode(document)
+
+
+def _kind(context: Context) -> str:
+    match context.task.work:
+        case ReviewWork():
+            return "review"
+        case TestWork():
+            return "test"
+        case ResolveWork():
+            return "resolve"
+        case PlanWork():
+            return "plan"
+        case _:
+            return "edit"
+
+
+def _version(version: Version) -> dict[str, object]:
+    about: dict[str, object] = {
+        "path": version.path,
+        "event_id": version.event_id,
+        "executable": version.executable,
+        "role": version.role,
+        "summary": version.summary,
+    }
+    if version.content is None:
+        return about | {"content": None}
+    try:
+        return about | {"content": version.content.decode()}
+    except UnicodeDecodeError:
+        return about | {"content_base64": base64.b64encode(version.content).decode()}
+
+
+async def run(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
+    """Run a program in a process group of its own, which is killed when this ends.
+
+    Returns:
+        Exit status (negative: killed by that signal), stdout, the end of stderr.
+
+    Raises:
+        AgentError: it can't be started, or it writes over `MAX_OUTPUT_BYTES`.
+    """
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+    except (OSError, ValueError) as error:
+        raise AgentError(f"{argv[0]}: it can't be started: {error}") from error
+    assert process.stdin and process.stdout and process.stderr
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_feed(process.stdin, stdin))
+            out = group.create_task(_all(process.stdout, argv[0]))
+            err = group.create_task(_end(process.stderr))
+            await process.wait()
+            # What it left behind may hold the pipes open: it goes with it.
+            _kill(process.pid)
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    finally:
+        _kill(process.pid)
+        await asyncio.shield(process.wait())
+    return process.returncode or 0, out.result(), err.result()
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+async def _feed(stream: asyncio.StreamWriter, content: bytes) -> None:
+    # A program may answer without reading all of its input.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        stream.write(content)
+        await stream.drain()
+        stream.close()
+
+
+async def _all(stream: asyncio.StreamReader, name: str) -> bytes:
+    out = bytearray()
+    while chunk := await stream.read(_CHUNK):
+        out += chunk
+        if len(out) > MAX_OUTPUT_BYTES:
+            raise AgentError(f"{name}: it wrote over {MAX_OUTPUT_BYTES} bytes")
+    return bytes(out)
+
+
+async def _end(stream: asyncio.StreamReader) -> bytes:
+    tail = b""
+    while chunk := await stream.read(_CHUNK):
+        tail = (tail + chunk)[-MAX_STDERR_BYTES:]
+    return tail

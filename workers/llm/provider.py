@@ -1,0 +1,172 @@
+"""Reads nothing, writes nothing: what a model call is, whoever answers it.
+
+A provider makes one call: no retry, no cache, no budget. Those are providers too, which wrap one
+(so does the telling of a recorded reply by `fingerprint`).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+from codeconvoy.schemas.errors import AgentError
+from codeconvoy.schemas.events import Usage
+
+Credentials = Mapping[str, str]
+"""Secrets by name (`openai`, `anthropic`, or what a role's option `key` says), handed in by the
+entry point: nothing here reads the environment."""
+
+DEFAULT_MAX_OUTPUT_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """user or assistant."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One prompt to one model."""
+
+    model: str
+    system: str
+    messages: tuple[Message, ...]
+    max_output_tokens: int = DEFAULT_MAX_OUTPUT_TOKENS
+    temperature: float | None = None
+    """Sent where the API takes it; None: the model's own default."""
+    seed: int | None = None
+    """Sent where the API takes it."""
+    json_schema: Mapping[str, object] | None = None
+    """The reply must be JSON of this schema: objects closed, every property required."""
+    deadline_seconds: float = 120.0
+    """For the whole call, not for one read."""
+
+
+class Stop(StrEnum):
+    """Why a reply ended."""
+
+    FINISHED = "finished"
+    TRUNCATED = "truncated"
+    """At max_output_tokens, or at the end of the model's context."""
+    REFUSED = "refused"
+    EMPTY = "empty"
+    """The model finished, and said nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back."""
+
+    text: str
+    usage: Usage
+    """`tokens_in` counts all input, with `tokens_cached` among it, whatever the API's own way."""
+    stop: Stop
+    request_id: str = ""
+    usage_estimated: bool = False
+    """The server told no usage: `usage` is a guess on the high side."""
+
+
+class Failure(StrEnum):
+    """Why a call failed, for whoever decides about trying again."""
+
+    KEY = "key"
+    """Missing, wrong or without rights: never an outage, and trying again won't help."""
+    QUOTA = "quota"
+    """The account has nothing left."""
+    REJECTED = "rejected"
+    """The server does not take this request: unknown model, bad parameter, prompt too long."""
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    SERVER = "server"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    """Refused, cut, or not reachable."""
+    GARBLED = "garbled"
+    """The server answered what is no reply of its API."""
+
+
+_FINAL = frozenset({Failure.KEY, Failure.QUOTA, Failure.REJECTED})
+
+
+class CallFailed(AgentError):
+    """A call that gave no reply. `retryable` follows from the kind of failure."""
+
+    def __init__(
+        self, failure: Failure, reason: str, *, status: int = 0, retry_after: float | None = None
+    ) -> None:
+        super().__init__(reason, retryable=failure not in _FINAL)
+        self.failure = failure
+        self.status = status
+        """The HTTP status; 0 where there was none."""
+        self.retry_after = retry_after
+        """Seconds that the server asked to wait; None where it did not say."""
+
+
+class Provider(Protocol):
+    """Makes model calls."""
+
+    name: str
+
+    async def call(self, request: Call) -> Reply:
+        """One call. Cancelling it closes its HTTP stream.
+
+        Raises:
+            CallFailed: no reply, within the deadline.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        ...
+
+
+def fingerprint(provider: str, request: Call) -> str:
+    """Hex SHA-256 over provider, model, messages and parameters: equal for equal prompts."""
+    said = (provider, replace(request, deadline_seconds=0.0))
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+
+
+def reply_of(
+    provider: str,
+    request: Call,
+    text: str,
+    stop: Stop,
+    counted: tuple[object, object, object] | None,
+    request_id: str | None,
+) -> Reply:
+    """A reply with its usage in the one convention; what it cost in money is not known here.
+
+    Args:
+        provider: named in the usage.
+        request: what was asked.
+        text: what came back.
+        stop: why it ended; `FINISHED` without any text becomes `EMPTY`.
+        counted: tokens in (cached ones among them), cached and out, as the server told them. Where
+            it told none, or no numbers, they are guessed: a token for every three bytes.
+        request_id: the server's own, if any.
+    """
+    match counted:
+        case (int() as into, int() as cached, int() as out):
+            estimated = False
+        case _:
+            said = request.system + "".join(message.content for message in request.messages)
+            into, cached, out = len(said.encode()) // 3 + 1, 0, len(text.encode()) // 3 + 1
+            estimated = True
+    usage = Usage(
+        provider=provider,
+        model=request.model,
+        tokens_in=into,
+        tokens_cached=cached,
+        tokens_out=out,
+        cost_usd=0.0,
+        prompt_sha256=fingerprint(provider, request),
+    )
+    if stop is Stop.FINISHED and not text.strip():
+        stop = Stop.EMPTY
+    return Reply(text, usage, stop, request_id or "", estimated)

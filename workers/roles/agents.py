@@ -1,0 +1,180 @@
+"""Reads a role and the credentials, writes nothing: the one place where a provider becomes an agent.
+
+Everything that can be known to be wrong with a role is said here, before its first task: an unknown
+provider or option, a missing model, a missing key.
+"""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from codeconvoy.schemas.errors import BadInput
+from codeconvoy.workers.llm.agent import ModelAgent, uncounted
+from codeconvoy.workers.llm.command import CommandAgent
+from codeconvoy.workers.llm.edit_format import Problem
+from codeconvoy.workers.llm.provider import Credentials, Provider
+from codeconvoy.workers.roles.codemod.agents import make_agent as codemod_agent
+from codeconvoy.workers.roles.role import Agent, Role
+from codeconvoy.workers.roles.validators import Validator
+
+PROVIDERS_GROUP = "codeconvoy.providers"
+"""Entry points: each a callable `(role, credentials) -> Agent`."""
+VALIDATORS_GROUP = "codeconvoy.validators"
+"""Entry points: each a `Validator`, which roles name in their option `validators`."""
+BUILTIN_PROVIDERS = ("codemod", "openai", "anthropic", "command")
+
+Wrap = Callable[[Role, Provider], Provider]
+"""What is put around the provider of a role (recorded replies, budgets, limits): a provider again."""
+
+
+def bare(role: Role, provider: Provider) -> Provider:
+    """The provider with nothing around it."""
+    return provider
+
+
+def make_agent(
+    role: Role,
+    credentials: Credentials,
+    *,
+    wrap: Wrap = bare,
+    count: Callable[[Problem], None] = uncounted,
+) -> Agent:
+    """The agent that does the work of a role.
+
+    Args:
+        role: what to do, and by which provider.
+        credentials: keys by name; a model's role takes the one that its option `key` names, or
+            its provider's.
+        wrap: what is put around a model's provider.
+        count: told of each flaw of each answer of a model.
+
+    Raises:
+        BadInput: the role can't be done as it is declared; names the field and the remedy.
+    """
+    match role.provider:
+        case "codemod":
+            return codemod_agent(role)
+        case "openai" | "anthropic":
+            provider = (
+                _openai(role, credentials) if role.provider == "openai" else _anthropic(role, credentials)
+            )
+            return ModelAgent(role, wrap(role, provider), validators=_validators(role), count=count)
+        case "command":
+            _check_options(role, _COMMAND_OPTIONS)
+            return CommandAgent(role, _argv(role), validators=_validators(role))
+    return _installed(role, credentials)
+
+
+_TEXT = (r".+", "Give it a value, or leave it out")
+_COUNT = (r"[1-9]\d{0,9}", "Give a whole number above 0")
+_MODEL_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "base_url": (r"https?://[^\s/]+\S*", "Give a URL that starts with http:// or https://"),
+    "key": _TEXT,
+    "max_output_tokens": _COUNT,
+    "max_prompt_chars": _COUNT,
+    "validators": _TEXT,
+}
+"""For each option what its value must match as a whole, and the remedy where it does not."""
+_OPENAI_OPTIONS: Mapping[str, tuple[str, str]] = {
+    **_MODEL_OPTIONS,
+    "api": (r"responses|chat", "Use responses or chat"),
+    "temperature": (r"none|\d(\.\d+)?", "Give a number such as 0.2, or none"),
+    "seed": (r"none|\d{1,18}", "Give a whole number, or none"),
+}
+_COMMAND_OPTIONS: Mapping[str, tuple[str, str]] = {"argv": _TEXT, "validators": _TEXT}
+
+
+def _check_options(role: Role, known: Mapping[str, tuple[str, str]]) -> None:
+    for name, value in role.options.items():
+        field = f"roles.{role.name}.options.{name}"
+        if name not in known:
+            options = ", ".join(sorted(known))
+            raise BadInput(
+                field, f"no option of the provider {role.provider!r}", f"Its options are: {options}"
+            )
+        pattern, remedy = known[name]
+        if not re.fullmatch(pattern, value, re.DOTALL):
+            raise BadInput(field, f"{value!r} can't be used", remedy)
+
+
+def _openai(role: Role, credentials: Credentials) -> Provider:
+    from codeconvoy.workers.llm.openai_provider import API, OpenAIProvider
+
+    key = _key(role, credentials, _OPENAI_OPTIONS)
+    api = role.options.get("api") or ("chat" if "base_url" in role.options else "responses")
+    return OpenAIProvider(
+        key,
+        base_url=role.options.get("base_url", API).rstrip("/"),
+        api="chat" if api == "chat" else "responses",
+    )
+
+
+def _anthropic(role: Role, credentials: Credentials) -> Provider:
+    from codeconvoy.workers.llm.anthropic_provider import API, AnthropicProvider
+
+    key = _key(role, credentials, _MODEL_OPTIONS)
+    return AnthropicProvider(key, base_url=role.options.get("base_url", API).rstrip("/"))
+
+
+def _key(role: Role, credentials: Credentials, known: Mapping[str, tuple[str, str]]) -> str:
+    """The key of a model's role, once its options and model are there. A `base_url` may need none."""
+    _check_options(role, known)
+    if not role.model:
+        remedy = f"Set model under [roles.{role.name}] or [defaults] in the roles file"
+        raise BadInput(f"roles.{role.name}.model", f"the provider {role.provider!r} needs a model", remedy)
+    name = role.options.get("key", role.provider)
+    key = credentials.get(name, "")
+    if not key and ("key" in role.options or "base_url" not in role.options):
+        remedy = f"Set the key {name!r} where this process starts ({name.upper().replace('-', '_')}_API_KEY)"
+        raise BadInput(
+            f"roles.{role.name}.provider", f"there is no key {name!r} for {role.provider!r}", remedy
+        )
+    return key
+
+
+def _argv(role: Role) -> Sequence[str]:
+    """Program and arguments of a command role; the program is there."""
+    field = f"roles.{role.name}.options.argv"
+    try:
+        argv = shlex.split(role.options.get("argv", ""))
+    except ValueError as error:
+        raise BadInput(field, f"it can't be split: {error}", "Give a list of strings") from error
+    if not argv:
+        remedy = 'Give the program, such as argv = ["my-agent", "--json"]'
+        raise BadInput(field, "a command role needs a program", remedy)
+    if shutil.which(argv[0]) is None:
+        raise BadInput(field, f"there is no program {argv[0]!r}", "Install it, or give its path")
+    return argv
+
+
+def _validators(role: Role) -> tuple[Validator, ...]:
+    """The validators that a role names besides the standard ones, separated by commas."""
+    names = [name.strip() for name in role.options.get("validators", "").split(",") if name.strip()]
+    return tuple(_load(VALIDATORS_GROUP, name, f"roles.{role.name}.options.validators") for name in names)
+
+
+def _installed(role: Role, credentials: Credentials) -> Agent:
+    """An agent of a provider that an installed package brings."""
+    field = f"roles.{role.name}.provider"
+    if not role.provider:
+        remedy = f"Set provider under [roles.{role.name}] or [defaults] in the roles file"
+        raise BadInput(field, "no provider is set", f"{remedy}: {', '.join(BUILTIN_PROVIDERS)}")
+    agent: Agent = _load(PROVIDERS_GROUP, role.provider, field)(role, credentials)
+    return agent
+
+
+def _load(group: str, name: str, field: str) -> Callable[..., Any]:
+    """What an entry point names; whoever calls it knows its signature from the group."""
+    points = entry_points(group=group)
+    if name not in points.names:
+        known = ", ".join((*(BUILTIN_PROVIDERS if group == PROVIDERS_GROUP else ()), *sorted(points.names)))
+        raise BadInput(field, f"{name!r} is not known", f"Known are: {known or 'none'}")
+    try:
+        loaded: Callable[..., Any] = points[name].load()
+    except Exception as error:
+        remedy = "Correct or uninstall the package that declares it"
+        raise BadInput(field, f"{name!r} can't be loaded: {type(error).__name__}: {error}", remedy) from error
+    return loaded

@@ -190,7 +190,7 @@ class Codec:
         writer, start = self._writer(value)
         if writer.kind is not kind:
             raise Undecodable(
-                Flaw.WRONG_TYPES, f"it is a {writer.kind.__name__}, where a {kind.__name__} belongs"
+                Flaw.WRONG_TYPES, f"it holds a {writer.kind.__name__}, where a {kind.__name__} belongs"
             )
         plain = _read(value, start, writer)
         _tag(plain, _UNIONS[writer.kind])

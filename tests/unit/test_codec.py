@@ -73,7 +73,8 @@ def test_garbage_is_refused_with_the_reason() -> None:
     assert _flaw(b"{}") is Flaw.NO_MARKER
     assert _flaw(b"\0\0\0\0\1" + value[10:]) is Flaw.NO_MARKER
     assert _flaw(value[:2] + b"12345678" + value[10:]) is Flaw.UNKNOWN_SCHEMA
-    assert _flaw(value, Task) is Flaw.WRONG_TYPES
+    with pytest.raises(Undecodable, match="holds a Event, where a Task belongs"):
+        CODEC.decode(value, Task)
     assert _flaw(value + bytes(MAX_RECORD_BYTES)) is Flaw.OVERSIZE
     assert _flaw(value[:10] + b"\x02\xff" + value[12:]) is Flaw.WRONG_TYPES
     assert [flaw for flaw in Flaw if not Undecodable(flaw, "").is_garbage] == [Flaw.UNKNOWN_SCHEMA]
@@ -159,6 +160,19 @@ def test_wrong_types_are_not_written(changes: dict[str, Any]) -> None:
     with pytest.raises(Undecodable) as caught:
         CODEC.encode(replace(EVENT, **changes))
     assert caught.value.flaw is Flaw.WRONG_TYPES
+
+
+def test_types_that_only_the_record_can_tell_are_refused() -> None:
+    """A schema that says less than the record does: any text where the record has an enum."""
+    current = SchemaSet.of_package().current
+    loose = json.loads(current[Event])
+    for field in loose["fields"]:
+        if field["name"] == "event_type":
+            field["type"] = "string"
+    codec = Codec.create(schemas=SchemaSet({**current, Event: json.dumps(loose)}))
+    value = codec.encode(EVENT)
+    assert codec.decode(value, Event) == EVENT
+    assert _flaw(value.replace(b"CODE_MODIFIED", b"CODE_MUTILATE"), Event, codec) is Flaw.WRONG_TYPES
 
 
 def test_a_task_of_a_whole_job_has_no_path() -> None:

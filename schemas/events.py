@@ -106,6 +106,16 @@ class Changeset(_Record, frozen=True, kw_only=True):
     read_claims: tuple[Read, ...] = ()
 
 
+class Policy(_Record, frozen=True, kw_only=True):
+    """How a fork that this edit makes is to be resolved: travels with the edit, so that the
+    detector looks nothing up."""
+
+    strategies: tuple[Strategy, ...]
+    rework_seconds: int = 600
+    human_seconds: int = 86_400
+    default: Strategy = Strategy.FIRST_WRITER_WINS
+
+
 class CodeGenerated(_Record, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.CodeGenerated"):
     """A file was created by an agent."""
 
@@ -343,6 +353,7 @@ class Event(_Record, frozen=True, kw_only=True):
     """The dead edit that this one replaces."""
     reads: tuple[Read, ...] = ()
     consistency: Consistency = Consistency.EVENTUAL
+    policy: Policy | None = None
     changeset: Changeset | None = None
     usage: Usage | None = None
     payload: Payload

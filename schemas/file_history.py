@@ -7,7 +7,7 @@ are constants of the fold, so that every replica forgets the same things at the 
 from collections.abc import Iterable, Mapping
 
 import msgspec
-from codeconvoy.schemas.events import Event, EventType, Strategy, Tried
+from codeconvoy.schemas.events import Event, EventType, Policy, Strategy, Tried
 from codeconvoy.schemas.job_facts import VerdictKind
 
 MAX_EDITS = 256
@@ -31,6 +31,7 @@ class Edit(_State, frozen=True, kw_only=True):
     """The whole content after the edit; None is a tombstone (and for dead edits)."""
     sha256: str | None
     executable: bool = False
+    policy: Policy | None = None
     shown: bool = False
     """True where this content became visible when the edit landed, or was later."""
 

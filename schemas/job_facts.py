@@ -84,7 +84,10 @@ class ImportedFile(_Fact, frozen=True, kw_only=True):
     path: str
     event_id: str
     """Empty where the path is absent at the ref (it may be created)."""
-    partition: int = -1
+    visible: str = ""
+    """The event that readers of the workspace see; another one where earlier jobs went on from it."""
+    written: bool = True
+    """True where this task wrote the event, False where the workspace had it already."""
 
 
 class SkippedFile(_Fact, frozen=True, kw_only=True):
@@ -228,18 +231,23 @@ class FileForked(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codec
     loser_task: str
     """The task of the later head: whose work is reconciled where the strategy is `rework`."""
     loser_role: str
+    own: str = ""
+    """The head that holds the loser's work."""
     tried: tuple[Tried, ...] = ()
     partition: int = -1
     offset: int = -1
 
 
 class FileSettled(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.FileSettled"):
-    """A file where this job had a head has one head again."""
+    """A conflict on a file where this job had a head is over."""
 
     path: str
     head: str
+    """The version that readers see."""
     conflict_id: str
     strategy: Strategy
+    forked: bool = False
+    """True while other heads are left, to be joined next."""
     partition: int = -1
     offset: int = -1
 

@@ -4,6 +4,8 @@ The field names are those of the YAML file. Values are checked by `orchestrator.
 job is submitted and again when it is planned, since a record may come from any language.
 """
 
+from enum import StrEnum
+
 import msgspec
 from codeconvoy.schemas.events import Consistency, Strategy
 
@@ -22,9 +24,17 @@ class Pipeline(_Spec, frozen=True, kw_only=True):
     review: tuple[str, ...] = ("reviewer",)
     """Roles that vote on the version that the generate stage settled on."""
     test: tuple[str, ...] = ("tester",)
-    """Roles that write tests for it; the tests are then run."""
+    """The role (at most one) that writes tests for it; the tests are then run."""
     quorum: int = 1
     """Approvals of the head that a file needs to leave the review stage."""
+
+
+class TaskKind(StrEnum):
+    """What an explicit task does with its path."""
+
+    EDIT = "edit"
+    TEST = "test"
+    """Writes tests for the path, at the same time as others edit it."""
 
 
 class TaskSpec(_Spec, frozen=True, kw_only=True):
@@ -32,6 +42,7 @@ class TaskSpec(_Spec, frozen=True, kw_only=True):
 
     role: str
     path: str
+    kind: TaskKind = TaskKind.EDIT
     goal: str = ""
     also: tuple[str, ...] = ()
     """Further paths that the task may write."""

@@ -5,7 +5,7 @@ reads from the projection once that has passed everything in `must_see`.
 """
 
 import msgspec
-from codeconvoy.schemas.events import Consistency, Strategy, Tried
+from codeconvoy.schemas.events import Consistency, Policy, Strategy, Tried
 from codeconvoy.schemas.job_spec import TaskSpec
 
 
@@ -149,6 +149,7 @@ class Task(_Part, frozen=True, kw_only=True):
     """Further paths that the agent is shown; they become the read set of its edits."""
     must_see: tuple[MustSee, ...] = ()
     consistency: Consistency = Consistency.EVENTUAL
+    policy: Policy | None = None
     deadline_seconds: int = 600
     priority: int = 0
     work: Work

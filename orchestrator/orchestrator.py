@@ -1,0 +1,130 @@
+"""Reads `jobs`, writes `tasks.<role>`, `jobs` and `events`: drives every job from submission to end.
+
+The job fold decides; this carries its commands out. A record on the jobs topic may come from any
+language, so a submission is checked here once more: a bad one ends as failed with the message.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from codeconvoy.schemas import ids, job_fold
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import BadInput
+from codeconvoy.schemas.events import TYPE_OF, Event
+from codeconvoy.schemas.job_facts import (
+    DeadlinePassed,
+    FactPayload,
+    JobFact,
+    JobFinished,
+    JobStatus,
+    JobSubmitted,
+    TaskDispatched,
+)
+from codeconvoy.schemas.job_spec import JobSpec
+from codeconvoy.schemas.job_state import JobState
+from codeconvoy.schemas.job_step import Command, Dispatch, RecordEvent, Say, SetDeadline
+from codeconvoy.schemas.topics import Topics, file_key
+from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.engine.fold_engine import Read
+from codeconvoy.workers.projector import dump_job, load_job
+
+NAME = "orchestrator"
+GRACE_SECONDS = 30
+"""What a task's dispatch may take beyond the task's own deadline."""
+
+
+class Orchestrator:
+    """The orchestrator, as a fold."""
+
+    name = NAME
+
+    def __init__(self, codec: Codec, topics: Topics, check: Callable[[JobSpec], None]) -> None:
+        """`check` raises BadInput for a job that can't be run here."""
+        self._codec, self._topics, self._check = codec, topics, check
+        self.topic = topics.jobs
+
+    def empty(self, key: str) -> JobState:
+        """See `FoldConsumer`."""
+        return JobState(job_id=key)
+
+    async def load(self, key: str, read: Read) -> JobState:
+        """See `FoldConsumer`."""
+        return await load_job(key, read)
+
+    def dump(self, key: str, before: JobState | None, after: JobState) -> Mapping[str, bytes | None]:
+        """See `FoldConsumer`."""
+        return dump_job(after)
+
+    def wait(self, state: JobState) -> int | None:
+        """The earliest wait that runs out."""
+        return min((when for when, _, _ in state.waits()), default=None)
+
+    def due(self, key: str, state: JobState, now: int) -> Sequence[Outgoing]:
+        """Waits that have run out become facts; they count once they are folded."""
+        return [
+            self._fact(
+                state.job_id, DeadlinePassed(task_id=task_id, round=round_), now, task_id, round_, when
+            )
+            for when, task_id, round_ in state.waits()
+            if when <= now
+        ]
+
+    def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
+        """See `FoldConsumer`."""
+        fact = self._codec.decode(record.value, JobFact)
+        after, commands = job_fold.fold(state, fact)
+        if isinstance(fact.payload, JobSubmitted) and state.spec is None:
+            try:
+                self._check(fact.payload.spec)
+            except BadInput as bad:
+                refused = JobFinished(status=JobStatus.FAILED, reason=str(bad))
+                return after, [self._fact(after.job_id, refused, now, "refused")]
+        return after, [output for command in commands for output in self._carry_out(after, command, now)]
+
+    def _carry_out(self, job: JobState, command: Command, now: int) -> Sequence[Outgoing]:
+        match command:
+            case Dispatch(task=task):
+                key = file_key(task.workspace, task.path or task.job_id)
+                queued = Outgoing(self._topics.tasks(task.role), key, self._codec.encode(task))
+                told = self._dispatched(job, task.task_id, task.round, task.deadline_seconds, now)
+                return queued, told
+            case SetDeadline(task_id=task_id, round=round_, seconds=seconds):
+                return (self._dispatched(job, task_id, round_, seconds, now),)
+            case Say(payload=payload):
+                return (self._fact(job.job_id, payload, now, "said"),)
+            case RecordEvent():
+                return (self._event(command, now),)
+
+    def _dispatched(self, job: JobState, task_id: str, round_: int, seconds: int, now: int) -> Outgoing:
+        grace = GRACE_SECONDS if task_id else 0
+        payload = TaskDispatched(task_id=task_id, round=round_, deadline=now + 1000 * (seconds + grace))
+        return self._fact(job.job_id, payload, now, task_id, round_, job.facts)
+
+    def _fact(self, job_id: str, payload: FactPayload, now: int, *identity: str | int) -> Outgoing:
+        fact = JobFact(
+            fact_id=ids.derived("fact", job_id, type(payload).__name__, *identity),
+            job_id=job_id,
+            timestamp=now,
+            source=NAME,
+            payload=payload,
+        )
+        return Outgoing(self._topics.jobs, job_id, self._codec.encode(fact))
+
+    def _event(self, command: RecordEvent, now: int) -> Outgoing:
+        task, payload = command.task, command.payload
+        event_type = TYPE_OF[type(payload)]
+        event = Event(
+            event_id=ids.event_id(task.task_id, task.round, command.path, event_type),
+            event_type=event_type,
+            workspace=task.workspace,
+            file_path=command.path,
+            job_id=task.job_id,
+            task_id=task.task_id,
+            round=task.round,
+            agent_id=NAME,
+            role=NAME,
+            timestamp=now,
+            payload=payload,
+        )
+        return Outgoing(
+            self._topics.events, file_key(task.workspace, command.path), self._codec.encode(event)
+        )

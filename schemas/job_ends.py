@@ -1,0 +1,130 @@
+"""Reads nothing, writes nothing: the end of a job. Every job ends, with a status and a reason.
+
+A job is over when every unit has ended, no task is open and no conflict of its files is. Then its
+check runs, its work is published, and it finishes. One that is cancelled or out of time publishes
+what was accepted so far.
+
+    status            when
+    succeeded         every unit is done, and the check (if any) passed
+    partial           some units failed, others are done or left accepted edits
+    failed            no unit is done, or the check failed, or the job could not begin
+    cancelled, timed_out, budget_exhausted   as said, with the work so far on the branch
+"""
+
+import msgspec
+from codeconvoy.schemas import ids
+from codeconvoy.schemas.job_facts import JobFinished, JobStatus, Published, Result
+from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE, Happening, Stage, TaskStatus, transition
+from codeconvoy.schemas.job_step import Say, Step
+from codeconvoy.schemas.tasks import CheckWork, PublishWork
+
+
+def end_if_over(step: Step) -> None:
+    """Take the next step towards the end, if the job is over."""
+    job = step.job
+    if job.status is not JobStatus.RUNNING or job.imported is None:
+        if job.status is JobStatus.RUNNING and job.ends_as is not None:
+            _publish(step)
+        return
+    if job.ends_as is None:
+        if job.open_tasks or job.open_units or step.conflicts or not step.units:
+            return
+        if step.spec.check and not _checked(step):
+            _check(step)
+            return
+        status, reason = _outcome(step)
+        step.ends(status, reason)
+    _publish(step)
+
+
+def _checked(step: Step) -> bool:
+    return ids.task_id(step.job.job_id, "check", RUNNER_ROLE, "") in step.tasks
+
+
+def _check(step: Step) -> None:
+    spec, imported = step.spec, step.job.imported
+    assert imported is not None, "checked after the import"
+    work = CheckWork(
+        repository=spec.repository,
+        commit=imported.commit,
+        command=spec.check,
+        paths=_paths(step),
+        unsandboxed=spec.unsandboxed,
+    )
+    step.send(ids.task_id(step.job.job_id, "check", RUNNER_ROLE, ""), RUNNER_ROLE, "", work)
+
+
+def _paths(step: Step) -> tuple[str, ...]:
+    """Every file that this job knows of, sorted."""
+    imported = step.job.imported
+    known = {file.path for file in imported.files} if imported else set()
+    return tuple(sorted(known | {event.path for state in step.tasks.values() for event in state.events}))
+
+
+def _outcome(step: Step) -> tuple[JobStatus, str]:
+    units = step.units.values()
+    failed = [unit for unit in units if unit.stage is Stage.FAILED]
+    if not failed:
+        return JobStatus.SUCCEEDED, f"{len(step.units)} of {len(step.units)} units done"
+    done = len(step.units) - len(failed)
+    first = f"{failed[0].path}: {failed[0].reason}"
+    reason = f"{done} of {len(step.units)} units done; {first}"[:2000]
+    some = done > 0 or step.job.tally.edits > len(step.job.imported.files if step.job.imported else ())
+    return (JobStatus.PARTIAL if some else JobStatus.FAILED), reason
+
+
+def _publish(step: Step) -> None:
+    """Write the accepted work to git; where nothing was imported there is nothing to write."""
+    job, spec, imported = step.job, step.spec, step.job.imported
+    assert job.ends_as is not None, "published once the end is decided"
+    if imported is None:
+        _finish(step, "", "")
+        return
+    step.change(status=JobStatus.ENDING)
+    bases = {file.path: file.event_id for file in imported.files}
+    paths = _paths(step)
+    work = PublishWork(
+        repository=spec.repository,
+        commit=imported.commit,
+        branch=spec.branch or f"convoy/{job.job_id}",
+        imports=tuple(bases.get(path, "") for path in paths),
+        paths=paths,
+        message=spec.goal,
+    )
+    task_id = ids.task_id(job.job_id, "publish", GIT_ROLE, "")
+    if task_id not in step.tasks:
+        step.send(task_id, GIT_ROLE, "", work)
+
+
+def on_published(step: Step, result: Result | None, reason: str) -> None:
+    """The work is on its branch, or could not be put there: the job ends."""
+    if isinstance(result, Published):
+        step.change(published=result)
+        _finish(step, result.branch, result.commit)
+        return
+    step.change(ends_as=JobStatus.FAILED, reason=f"{step.job.reason}; not published: {reason}")
+    _finish(step, "", "")
+
+
+def _finish(step: Step, branch: str, commit: str) -> None:
+    job = step.job
+    assert job.ends_as is not None, "finished once the end is decided"
+    step.change(status=job.ends_as)
+    step.commands.append(
+        Say(JobFinished(status=job.ends_as, reason=job.reason, branch=branch, commit=commit))
+    )
+
+
+def give_up(step: Step, status: JobStatus, reason: str) -> None:
+    """End the job now: what is open is voided, what was accepted is published."""
+    if step.job.ends_as is not None:
+        return
+    step.ends(status, reason)
+    for task_id, state in list(step.tasks.items()):
+        if state.status.open:
+            if state.status is TaskStatus.DISPATCHED:
+                step.void(state, reason)
+            cancelled = transition(state.status, Happening.CANCEL)
+            step.put_task(
+                task_id, msgspec.structs.replace(state, status=cancelled, deadline=0, reason=reason)
+            )

@@ -1,0 +1,347 @@
+"""Reads nothing, writes nothing: the fold of a job's log.
+
+`fold(job, fact) -> (job, commands)` is pure and total: a fact that comes late, twice or for a
+round that was voided is ignored by rule, since logs hold such facts. The orchestrator carries
+the commands out; the projector folds the same facts for its readers and drops the commands.
+
+Every wait has a deadline, and a deadline that passes is itself a fact, so that a replay decides
+the same.
+"""
+
+import msgspec
+from codeconvoy.schemas import ids
+from codeconvoy.schemas.events import ResolutionFailed, Strategy
+from codeconvoy.schemas.job_ends import end_if_over, give_up, on_published
+from codeconvoy.schemas.job_facts import (
+    CancelRequested,
+    Checked,
+    DeadlinePassed,
+    EventJudged,
+    FileForked,
+    FileSettled,
+    Imported,
+    JobFact,
+    JobFinished,
+    JobStatus,
+    JobSubmitted,
+    Planned,
+    ReadJudged,
+    Reviewed,
+    TaskDispatched,
+    TaskDone,
+    TaskFailed,
+    Tested,
+    VerdictKind,
+)
+from codeconvoy.schemas.job_plan import on_imported, on_planned, on_submitted
+from codeconvoy.schemas.job_stages import advance, reopen
+from codeconvoy.schemas.job_state import (
+    FileStatus,
+    Happening,
+    JobState,
+    OpenConflict,
+    Tally,
+    TaskState,
+    TaskStatus,
+    transition,
+)
+from codeconvoy.schemas.job_step import Command, RecordEvent, SetDeadline, Step
+from codeconvoy.schemas.tasks import (
+    CheckWork,
+    ImportWork,
+    PlanWork,
+    PublishWork,
+    ResolveWork,
+    Task,
+    TestWork,
+)
+
+
+def fold(job: JobState, fact: JobFact) -> tuple[JobState, tuple[Command, ...]]:
+    """The job after one more fact, and what is to be done about it."""
+    step = Step(job)
+    step.change(facts=job.facts + 1, updated_at=max(job.updated_at, fact.timestamp))
+    payload = fact.payload
+    if isinstance(payload, JobFinished):
+        if not job.ended:
+            step.change(
+                status=payload.status, reason=payload.reason, submitted_at=job.submitted_at or fact.timestamp
+            )
+    elif isinstance(payload, JobSubmitted):
+        if job.spec is None and not job.ended:
+            on_submitted(step, payload, fact.timestamp)
+    elif job.spec is None:
+        pass
+    elif job.ended:
+        _after_the_end(step, payload)
+    else:
+        _dispatch(step, payload)
+        end_if_over(step)
+    return step.finish()
+
+
+def _dispatch(step: Step, payload: object) -> None:
+    match payload:
+        case TaskDispatched():
+            _on_dispatched(step, payload)
+        case TaskDone():
+            _on_done(step, payload)
+        case TaskFailed():
+            _on_failed(step, payload)
+        case EventJudged():
+            _on_judged(step, payload)
+        case ReadJudged():
+            _on_read(step, payload)
+        case FileForked():
+            _on_forked(step, payload)
+        case FileSettled():
+            _on_settled(step, payload)
+        case DeadlinePassed():
+            _on_deadline(step, payload)
+        case CancelRequested():
+            reason = f"cancelled by {payload.requested_by}" + (
+                f": {payload.reason}" if payload.reason else ""
+            )
+            give_up(step, JobStatus.CANCELLED, reason)
+
+
+def _current(step: Step, task_id: str, round_: int) -> TaskState | None:
+    """The task, if this round of it is the one that is waited for."""
+    state = step.tasks.get(task_id)
+    if state is None or state.task.round != round_ or state.status is not TaskStatus.DISPATCHED:
+        return None
+    return state
+
+
+def _on_dispatched(step: Step, fact: TaskDispatched) -> None:
+    if not fact.task_id:
+        step.change(deadline=fact.deadline)
+        return
+    state = _current(step, fact.task_id, fact.round)
+    if state is not None:
+        mark = step.ended_in_role(state.task.role)
+        step.put_task(fact.task_id, msgspec.structs.replace(state, deadline=fact.deadline, mark=mark))
+
+
+def _on_done(step: Step, fact: TaskDone) -> None:
+    state = _current(step, fact.task_id, fact.round)
+    if state is not None:
+        _conclude(step, step.report(state, fact))
+
+
+def _on_failed(step: Step, fact: TaskFailed) -> None:
+    state = _current(step, fact.task_id, fact.round)
+    if state is None:
+        return
+    if fact.retryable and step.can_retry(state):
+        step.send_again(state, fact.reason)
+    else:
+        _fail(step, state, Happening.GAVE_UP, fact.reason)
+
+
+def _fail(step: Step, state: TaskState, happening: Happening, reason: str) -> None:
+    """A task has failed for good."""
+    status = transition(state.status, happening)
+    state = msgspec.structs.replace(state, status=status, reason=reason, pending=(), deadline=0)
+    step.put_task(state.task.task_id, state)
+    work = state.task.work
+    if isinstance(work, ResolveWork):
+        failed = ResolutionFailed(
+            conflict_id=work.conflict_id, attempt=work.attempt, strategy=work.strategy, reason=reason[:2000]
+        )
+        step.commands.append(RecordEvent(state.task.path, state.task, failed))
+    elif isinstance(work, PublishWork):
+        on_published(step, None, reason)
+    elif isinstance(work, ImportWork | PlanWork | CheckWork):
+        step.ends(JobStatus.FAILED, reason)
+    else:
+        advance(step, state.unit)
+
+
+def _conclude(step: Step, state: TaskState) -> None:
+    """A task that waits for nothing any more is done, or, if an event was refused, goes again."""
+    if state.status is not TaskStatus.REPORTED or state.pending or state.unread > 0:
+        return
+    if state.refusal:
+        if isinstance(state.task.work, ResolveWork) or not step.can_retry(state):
+            _fail(step, state, Happening.REFUSED, state.refusal)
+        else:
+            step.send_again(state, f"the edit was refused: {state.refusal}", base="")
+        return
+    state = msgspec.structs.replace(state, status=transition(state.status, Happening.JUDGED))
+    step.put_task(state.task.task_id, state)
+    match state.result:
+        case Imported() as imported:
+            on_imported(step, imported)
+        case Planned() as planned:
+            on_planned(step, planned)
+        case Checked(passed=passed, executed=executed, detail=detail):
+            if executed and not passed:
+                step.ends(JobStatus.FAILED, f"the check failed: {detail[-500:]}")
+            elif not executed:
+                step.ends(JobStatus.FAILED, f"the check was not run: {detail}")
+        case Reviewed(approved=approved):
+            step.count(**{"approvals" if approved else "rejections": 1})
+            advance(step, state.unit)
+        case Tested():
+            step.count(tests_run=1)
+            advance(step, state.unit)
+        case _:
+            if isinstance(state.task.work, PublishWork):
+                on_published(step, state.result, "")
+            advance(step, state.unit)
+
+
+def _on_judged(step: Step, fact: EventJudged) -> None:
+    if fact.offset >= 0 and fact.verdict is not VerdictKind.OUTDATED:
+        known = step.file(fact.path)
+        if fact.offset > known.offset or fact.partition != known.partition:
+            step.put_file(
+                fact.path,
+                FileStatus(
+                    visible=fact.visible,
+                    forked=len(fact.heads) > 1,
+                    partition=fact.partition,
+                    offset=fact.offset,
+                ),
+            )
+    _tally(step, fact)
+    state = step.tasks.get(step.origins.get(fact.event_id, ""))
+    if state is not None:
+        if fact.verdict is VerdictKind.OUTDATED:
+            _moved(step, state)
+        elif fact.event_id in state.pending and fact.verdict is not VerdictKind.DEFERRED:
+            refused = fact.verdict in (VerdictKind.INVALID, VerdictKind.STALE)
+            state = msgspec.structs.replace(
+                state,
+                pending=tuple(event for event in state.pending if event != fact.event_id),
+                refusal=state.refusal or (f"{fact.verdict}: {fact.reason}" if refused else ""),
+            )
+            step.put_task(state.task.task_id, state)
+            _conclude(step, state)
+    for unit_id in step.watchers(fact.path):
+        advance(step, unit_id)
+
+
+def _tally(step: Step, fact: EventJudged) -> None:
+    if fact.verdict is VerdictKind.FORKED:
+        step.count(edits=1, forks=1)
+    elif fact.verdict is VerdictKind.ACCEPTED:
+        step.count(edits=1)
+
+
+def _moved(step: Step, state: TaskState) -> None:
+    """Something that this task's round was built on is not the head any more."""
+    if not state.stale:
+        step.count(stale=1)
+        state = msgspec.structs.replace(state, stale=True)
+        step.put_task(state.task.task_id, state)
+    reopen(step, state)
+
+
+def _on_read(step: Step, fact: ReadJudged) -> None:
+    state = step.tasks.get(step.origins.get(fact.reader_event, ""))
+    if state is None or all(event.event_id != fact.reader_event for event in state.events):
+        return
+    answer = f"{fact.reader_event} {fact.read_path}"
+    if answer not in state.answered:
+        state = msgspec.structs.replace(state, answered=(*state.answered, answer), unread=state.unread - 1)
+        step.put_task(state.task.task_id, state)
+    if not fact.fresh and not state.stale:
+        step.count(stale=1)
+        state = msgspec.structs.replace(state, stale=True)
+        step.put_task(state.task.task_id, state)
+    if state.status is TaskStatus.REPORTED:
+        _conclude(step, state)
+    elif state.stale:
+        reopen(step, state)
+
+
+def _on_forked(step: Step, fact: FileForked) -> None:
+    known = step.conflicts.get(fact.path)
+    if known is not None and known.conflict_id == fact.conflict_id and known.attempt >= fact.attempt:
+        return
+    if (known is None or known.conflict_id != fact.conflict_id) and fact.overlaps:
+        step.count(overlapping=1)
+    step.put_conflict(
+        fact.path,
+        OpenConflict(
+            conflict_id=fact.conflict_id, strategy=fact.strategy, attempt=fact.attempt, deadline=fact.deadline
+        ),
+    )
+    loser = step.tasks.get(fact.loser_task)
+    if fact.strategy is not Strategy.REWORK or loser is None:
+        return
+    work = ResolveWork(
+        conflict_id=fact.conflict_id,
+        attempt=fact.attempt,
+        heads=fact.heads,
+        base=fact.base,
+        own=fact.own,
+        strategy=fact.strategy,
+        tried=fact.tried,
+    )
+    status = msgspec.structs.replace(step.file(fact.path), partition=fact.partition, offset=fact.offset)
+    step.put_file(fact.path, msgspec.structs.replace(status, forked=True))
+    task_id = ids.derived("task", step.job.job_id, "resolve", fact.conflict_id, fact.attempt)
+    if task_id not in step.tasks:
+        step.send(task_id, fact.loser_role, fact.path, work, goal=loser.task.goal)
+
+
+def _on_settled(step: Step, fact: FileSettled) -> None:
+    step.put_conflict(fact.path, None)
+    resolved = step.job.tally.resolved
+    tally: Tally = msgspec.structs.replace(
+        step.job.tally, resolved={**resolved, fact.strategy: resolved.get(fact.strategy, 0) + 1}
+    )
+    step.change(tally=tally)
+    known = step.file(fact.path)
+    if fact.offset > known.offset or fact.partition != known.partition:
+        step.put_file(
+            fact.path,
+            FileStatus(visible=fact.head, forked=fact.forked, partition=fact.partition, offset=fact.offset),
+        )
+    for unit_id in step.watchers(fact.path):
+        advance(step, unit_id)
+
+
+def _on_deadline(step: Step, fact: DeadlinePassed) -> None:
+    """A wait was too long. A queue that moves is waited for: its tasks were given no turn yet."""
+    if not fact.task_id:
+        give_up(step, JobStatus.TIMED_OUT, f"not done after {step.spec.deadline_seconds} s")
+        return
+    state = _current(step, fact.task_id, fact.round)
+    if state is None:
+        return
+    role = state.task.role
+    seconds = step.spec.task_deadline_seconds
+    if step.ended_in_role(role) > state.mark:
+        step.commands.append(SetDeadline(fact.task_id, fact.round, seconds))
+        return
+    reason = f"no answer from role {role} within {seconds} s; is `convoy worker {role}` running?"
+    step.void(state, reason)
+    if step.can_retry(state) and not isinstance(state.task.work, ResolveWork):
+        step.send_again(state, reason)
+    else:
+        _fail(step, state, Happening.GAVE_UP, reason)
+
+
+def _after_the_end(step: Step, payload: object) -> None:
+    """A conflict must not wait for a job that has ended: its next strategy's turn."""
+    if not isinstance(payload, FileForked) or payload.strategy is not Strategy.REWORK:
+        return
+    loser = step.tasks.get(payload.loser_task)
+    if loser is None:
+        return
+    failed = ResolutionFailed(
+        conflict_id=payload.conflict_id,
+        attempt=payload.attempt,
+        strategy=payload.strategy,
+        reason=f"the job {step.job.job_id} has ended as {step.job.status}",
+    )
+    step.commands.append(RecordEvent(payload.path, loser.task, failed))
+
+
+def task_subject(task: Task) -> str:
+    """The file that a task is about, for people."""
+    return task.work.test_path if isinstance(task.work, TestWork) else task.path

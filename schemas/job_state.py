@@ -1,0 +1,236 @@
+"""Reads nothing, writes nothing: what is remembered of a job, the state of the job fold.
+
+A job is cut into units, one a file (and one for each test that is written side by side). A unit
+goes through the stages of the pipeline; each stage is one or several tasks. The life of a task is
+the table `TRANSITIONS`.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+from codeconvoy.schemas.errors import IllegalCommand
+from codeconvoy.schemas.events import Strategy
+from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result
+from codeconvoy.schemas.job_spec import JobSpec
+from codeconvoy.schemas.tasks import Task
+
+MAX_REPAIRS = 8
+"""Times that a task is done again because what it had read moved."""
+GIT_ROLE = "git"
+RUNNER_ROLE = "runner"
+
+
+class TaskStatus(StrEnum):
+    """Where a task stands."""
+
+    DISPATCHED = "dispatched"
+    """On its role's queue, or being worked on."""
+    REPORTED = "reported"
+    """Its own word is there; verdicts of its events are missing."""
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def open(self) -> bool:
+        """True while something is still to come."""
+        return self in (TaskStatus.DISPATCHED, TaskStatus.REPORTED)
+
+
+class Happening(StrEnum):
+    """What can happen to a task."""
+
+    SENT = "sent"
+    DID = "did"
+    JUDGED = "judged"
+    REFUSED = "refused"
+    GAVE_UP = "gave_up"
+    CANCEL = "cancel"
+
+
+TRANSITIONS: Mapping[tuple[TaskStatus, Happening], TaskStatus] = {
+    (TaskStatus.DISPATCHED, Happening.DID): TaskStatus.REPORTED,
+    (TaskStatus.DISPATCHED, Happening.SENT): TaskStatus.DISPATCHED,
+    (TaskStatus.DISPATCHED, Happening.GAVE_UP): TaskStatus.FAILED,
+    (TaskStatus.DISPATCHED, Happening.CANCEL): TaskStatus.CANCELLED,
+    (TaskStatus.REPORTED, Happening.JUDGED): TaskStatus.DONE,
+    (TaskStatus.REPORTED, Happening.REFUSED): TaskStatus.FAILED,
+    (TaskStatus.REPORTED, Happening.SENT): TaskStatus.DISPATCHED,
+    (TaskStatus.REPORTED, Happening.CANCEL): TaskStatus.CANCELLED,
+    (TaskStatus.DONE, Happening.SENT): TaskStatus.DISPATCHED,
+    (TaskStatus.FAILED, Happening.SENT): TaskStatus.DISPATCHED,
+}
+"""(state, happening) -> state. SENT again is the next round. What is not here is illegal."""
+
+
+def transition(status: TaskStatus, happening: Happening) -> TaskStatus:
+    """The next state of a task.
+
+    Raises:
+        IllegalCommand: the table has no such step.
+    """
+    try:
+        return TRANSITIONS[status, happening]
+    except KeyError:
+        raise IllegalCommand(status, happening) from None
+
+
+class Stage(StrEnum):
+    """Where a unit stands in the pipeline."""
+
+    GENERATE = "generate"
+    REVIEW = "review"
+    TEST = "test"
+    RUN = "run"
+    REVERT = "revert"
+    DONE = "done"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """True where the unit has come to its end."""
+        return self in (Stage.DONE, Stage.FAILED)
+
+
+class _State(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the parts of a job's state: immutable, by keyword only."""
+
+
+class TaskState(_State, frozen=True, kw_only=True):
+    """One logical task: its present round, and what is still missing of it."""
+
+    task: Task
+    unit: str
+    """The unit that it works for; empty for the job's own (import, plan, check, publish)."""
+    status: TaskStatus = TaskStatus.DISPATCHED
+    deadline: int = 0
+    """Milliseconds since the epoch; 0 until the dispatch is on the log."""
+    mark: int = 0
+    """Tasks of the role that had ended when the deadline was set: a queue that moves is no reason
+    to give up a task that waits in it."""
+    pending: tuple[str, ...] = ()
+    """Events of this round without a final verdict."""
+    unread: int = 0
+    """Entries of the read sets of this round's events that have not been answered."""
+    answered: tuple[str, ...] = ()
+    """`event path` of those that have."""
+    events: tuple[Emitted, ...] = ()
+    result: Result | None = None
+    refusal: str = ""
+    """Why an event of this round was refused, if one was."""
+    stale: bool = False
+    """What this round was built on has moved."""
+    repairs: int = 0
+    reason: str = ""
+
+
+class Unit(_State, frozen=True, kw_only=True):
+    """One file on its way through the pipeline."""
+
+    unit_id: str
+    path: str
+    stage: Stage
+    base: str
+    """The event that holds the content at the job's ref; empty where the file was absent."""
+    authors: tuple[str, ...] = ()
+    """The generate tasks, in order."""
+    tasks: tuple[str, ...] = ()
+    """The tasks of the present stage."""
+    test_path: str = ""
+    tester: str = ""
+    """The task that writes its tests."""
+    reviewed: str = ""
+    """The version that the reviewers approved."""
+    cycles: int = 1
+    """Times that the generate stage was gone through."""
+    visits: int = 0
+    """Counts the stages gone through: names their tasks."""
+    alone: bool = False
+    """A test written side by side with the edits: starts and ends with the test stage."""
+    reason: str = ""
+
+
+class FileStatus(_State, frozen=True, kw_only=True):
+    """What the detector last said of a file."""
+
+    visible: str = ""
+    forked: bool = False
+    partition: int = -1
+    offset: int = -1
+
+
+class OpenConflict(_State, frozen=True, kw_only=True):
+    """A conflict on a file where this job has a head."""
+
+    conflict_id: str
+    strategy: Strategy
+    attempt: int
+    deadline: int
+
+
+class Tally(_State, frozen=True, kw_only=True):
+    """Counts of what happened, for people."""
+
+    edits: int = 0
+    forks: int = 0
+    overlapping: int = 0
+    """Forks in which two heads changed the same lines."""
+    resolved: Mapping[str, int] = {}
+    """Resolutions by strategy."""
+    approvals: int = 0
+    rejections: int = 0
+    tests_written: int = 0
+    tests_run: int = 0
+    stale: int = 0
+    reworks: int = 0
+
+
+class JobState(_State, frozen=True, kw_only=True):
+    """A job as its log says. Mappings are never changed in place."""
+
+    job_id: str
+    spec: JobSpec | None = None
+    status: JobStatus = JobStatus.RUNNING
+    submitted_at: int = 0
+    deadline: int = 0
+    ends_as: JobStatus | None = None
+    """Decided: the status that the job will end with once its work is published."""
+    reason: str = ""
+    imported: Imported | None = None
+    planned: Planned | None = None
+    published: Published | None = None
+    tasks: Mapping[str, TaskState] = {}
+    units: Mapping[str, Unit] = {}
+    files: Mapping[str, FileStatus] = {}
+    watchers: Mapping[str, tuple[str, ...]] = {}
+    """Units that wait for a file, by path."""
+    conflicts: Mapping[str, OpenConflict] = {}
+    """By path."""
+    origins: Mapping[str, str] = {}
+    """The task of each event of this job."""
+    ended_by_role: Mapping[str, int] = {}
+    open_tasks: int = 0
+    open_units: int = 0
+    tally: Tally = Tally()
+    facts: int = 0
+    updated_at: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing that comes later changes the job."""
+        return self.status not in (JobStatus.RUNNING, JobStatus.ENDING)
+
+    def waits(self) -> list[tuple[int, str, int]]:
+        """Every wait that can run out, as (milliseconds since the epoch, task id, round); the
+        job's own has no task id."""
+        if self.ended:
+            return []
+        waits = [
+            (state.deadline, task_id, state.task.round)
+            for task_id, state in self.tasks.items()
+            if state.deadline and state.status is TaskStatus.DISPATCHED
+        ]
+        if self.deadline and self.status is JobStatus.RUNNING:
+            waits.append((self.deadline, "", 0))
+        return waits

@@ -1,0 +1,218 @@
+"""Reads `tasks.<role>` and the projection, writes `events` and `jobs`: the worker of a role.
+
+task → wait for what it must see → context → agent → answer → events and the task's word.
+
+The agent does not know the log; this does not know the agent. What an agent answers is checked
+again here, whatever it is: nothing outside of the task's files is ever written.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import AgentError
+from codeconvoy.schemas.events import (
+    CodeGenerated,
+    CodeModified,
+    ConflictResolved,
+    Event,
+    FileDeleted,
+    Payload,
+    Read,
+    ReviewSubmitted,
+    TestWritten,
+)
+from codeconvoy.schemas.file_history import FileHistory
+from codeconvoy.schemas.hunks import make_patch
+from codeconvoy.schemas.job_facts import Planned, Reviewed, Worked
+from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, Task, TestWork
+from codeconvoy.workers.desk import Desk, check_size, emitted, version_of, visible_of
+from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.resolution.validate import objections
+from codeconvoy.workers.roles.role import Agent, Answer, Context, Edits, FileEdit, Plan, Role, Version, Vote
+
+MAX_COMMENTS = 50
+MAX_COMMENT_CHARS = 2_000
+
+
+class AgentWorker:
+    """Does the tasks of one role with one agent."""
+
+    def __init__(self, role: Role, agent: Agent, desk: Desk, codec: Codec) -> None:
+        self._role, self._agent, self._desk, self._codec = role, agent, desk, codec
+
+    async def close(self) -> None:
+        """See `Handler`."""
+        await self._agent.close()
+
+    async def handle(self, record: Record) -> Sequence[Outgoing]:
+        """See `Handler`."""
+        task = self._codec.decode(record.value, Task)
+        if await self._desk.is_void(task):
+            return ()
+        began = time.monotonic()
+        try:
+            context = await self._context(task)
+            answer = await self._desk.unless_void(task, self._agent.work(context))
+            if answer is None:
+                return ()
+            return self._outputs(context, answer, time.monotonic() - began)
+        except AgentError as error:
+            return self._desk.failed(task, error.reason, retryable=error.retryable)
+
+    # What the agent is shown ------------------------------------------------------------------------
+
+    async def _context(self, task: Task) -> Context:
+        if isinstance(task.work, PlanWork):
+            return Context(task, Version("", "", None))
+        paths = tuple(dict.fromkeys((task.path, *_further(task), *task.reads)))
+        histories = await self._desk.snapshot(task, paths)
+        file = histories[task.path]
+        others = tuple(visible_of(histories[path]) for path in paths[1:])
+        match task.work:
+            case EditWork(base=base):
+                shown = version_of(file, base) if base else visible_of(file)
+                return Context(task, shown, others=others)
+            case ReviewWork(version=version, base=base):
+                return Context(task, version_of(file, version), base=version_of(file, base), others=others)
+            case TestWork(base=base):
+                before = version_of(file, base) if base else None
+                return Context(task, visible_of(file), base=before, others=others)
+            case ResolveWork():
+                return _conflict_context(task, task.work, file, others)
+        raise AgentError(f"role {self._role.name} can't do {type(task.work).__name__}")
+
+    # What becomes of its answer ---------------------------------------------------------------------
+
+    def _outputs(self, context: Context, answer: Answer, seconds: float) -> Sequence[Outgoing]:
+        task, desk = context.task, self._desk
+        match task.work, answer:
+            case PlanWork(), Plan(tasks=tasks, usage=usage):
+                return desk.done(task, (), Planned(tasks=tasks), seconds, usage)
+            case ReviewWork(), Vote():
+                return self._vote(context, task.work, answer, seconds)
+            case ResolveWork(), Edits():
+                event = self._resolution(context, task.work, answer)
+                result = Worked(events=(emitted(event),), summary=answer.summary)
+                return desk.done(task, (event,), result, seconds, answer.usage)
+            case EditWork() | TestWork(), Edits():
+                events = self._edits(context, answer)
+                result = Worked(events=tuple(map(emitted, events)), summary=answer.summary)
+                return desk.done(task, events, result, seconds, answer.usage)
+        raise AgentError(f"{type(answer).__name__} is no answer to {type(task.work).__name__}")
+
+    def _vote(self, context: Context, work: ReviewWork, vote: Vote, seconds: float) -> Sequence[Outgoing]:
+        comments = tuple(comment[:MAX_COMMENT_CHARS] for comment in vote.comments[:MAX_COMMENTS])
+        payload = ReviewSubmitted(
+            version=work.version, approved=vote.approved, lens=self._role.lens, comments=comments
+        )
+        event = self._desk.event(context.task, context.task.path, payload, usage=vote.usage)
+        result = Reviewed(
+            event=emitted(event),
+            version=work.version,
+            approved=vote.approved,
+            lens=self._role.lens,
+            comments=comments,
+        )
+        return self._desk.done(context.task, (event,), result, seconds, vote.usage)
+
+    def _edits(self, context: Context, answer: Edits) -> tuple[Event, ...]:
+        """An event for each file that the agent changed."""
+        task = context.task
+        shown = {version.path: version for version in (context.file, *context.others)}
+        allowed = _writable(task)
+        events = []
+        for edit in answer.files:
+            if edit.path not in allowed:
+                raise AgentError(f"{edit.path} is outside of the task")
+            check_size(edit.path, edit.content)
+            before = shown[edit.path]
+            if before.content == edit.content:
+                continue
+            reads = tuple(
+                Read(path=version.path, event_id=version.event_id)
+                for version in shown.values()
+                if version.path != edit.path
+            )
+            parents = (before.event_id,) if before.event_id else ()
+            payload = _payload(task, before, edit, answer.summary)
+            events.append(
+                self._desk.event(
+                    task,
+                    edit.path,
+                    payload,
+                    parents=parents,
+                    reads=reads,
+                    usage=answer.usage,
+                    reworks=task.work.reworks if isinstance(task.work, EditWork | TestWork) else None,
+                )
+            )
+        return tuple(events)
+
+    def _resolution(self, context: Context, work: ResolveWork, answer: Edits) -> Event:
+        task = context.task
+        if len(answer.files) != 1 or answer.files[0].path != task.path:
+            raise AgentError("a conflict is resolved by the content of its one file")
+        content = answer.files[0].content
+        check_size(task.path, content)
+        versions = {version.event_id: version for version in (context.file, *context.heads)}
+        sides = [version.content for version in versions.values() if version.content is not None]
+        against = objections(task.path, content, sides)
+        if against:
+            raise AgentError("its resolution is not accepted: " + "; ".join(against))
+        parents = tuple(sorted(work.heads))
+        patch = make_patch(versions[parents[0]].content, content, executable=context.file.executable)
+        payload = ConflictResolved(
+            patch=patch,
+            conflict_id=work.conflict_id,
+            strategy=work.strategy,
+            tried=work.tried,
+            summary=answer.summary,
+        )
+        return self._desk.event(task, task.path, payload, parents=parents, usage=answer.usage)
+
+
+def _further(task: Task) -> tuple[str, ...]:
+    """The files besides its own that a task may write."""
+    match task.work:
+        case EditWork(also=also):
+            return also
+        case TestWork(test_path=test_path):
+            return (test_path,)
+        case _:
+            return ()
+
+
+def _writable(task: Task) -> frozenset[str]:
+    if isinstance(task.work, TestWork):
+        return frozenset({task.work.test_path})
+    return frozenset({task.path, *_further(task)})
+
+
+def _payload(task: Task, before: Version, edit: FileEdit, summary: str) -> Payload:
+    patch = make_patch(before.content, edit.content, executable=before.executable)
+    if edit.content is None:
+        return FileDeleted(patch=patch, summary=summary)
+    if isinstance(task.work, TestWork):
+        return TestWritten(patch=patch, covers=(task.path,), summary=summary)
+    if before.content is None:
+        return CodeGenerated(patch=patch, summary=summary)
+    return CodeModified(patch=patch, summary=summary)
+
+
+def _conflict_context(
+    task: Task, work: ResolveWork, file: FileHistory, others: tuple[Version, ...]
+) -> Context:
+    """A conflict as its later author sees it: its own edit, and what moved under it."""
+    if any(head not in file.heads for head in work.heads):
+        raise AgentError("the conflict is over: its heads have been joined")
+    in_order: Mapping[str, int] = {head: file.entries[head].seq for head in work.heads}
+    heads = sorted((head for head in work.heads if head != work.own), key=in_order.__getitem__)
+    base = version_of(file, work.base) if work.base else None
+    return Context(
+        task,
+        version_of(file, work.own),
+        base=base,
+        others=others,
+        heads=tuple(version_of(file, head) for head in heads),
+    )

@@ -1,0 +1,237 @@
+"""Reads the projection and the ends of the events log; writes nothing itself: what every kind of
+worker does around its work.
+
+`Desk.snapshot` waits until the projection holds what a task must see, and reads the files of the
+task as one consistent whole; `Desk.event`, `done` and `failed` make the records that the pool
+engine writes in one transaction.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from codeconvoy.schemas import ids
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable
+from codeconvoy.schemas.events import TYPE_OF, Event, Payload, Read, Usage
+from codeconvoy.schemas.file_history import FileHistory
+from codeconvoy.schemas.hunks import make_patch
+from codeconvoy.schemas.job_facts import Emitted, FactPayload, JobFact, Result, TaskDone, TaskFailed
+from codeconvoy.schemas.job_state import TaskStatus
+from codeconvoy.schemas.tasks import MustSee, Task
+from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key, partition_of
+from codeconvoy.workers.engine.bus import Outgoing, Reader, TopicPartition
+from codeconvoy.workers.projection import Projection, wait_passed
+from codeconvoy.workers.roles.role import Version
+
+COLLECTS = 5
+"""Times that a snapshot is tried before the task waits."""
+BARRIER_SECONDS = 30.0
+WATCH_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a worker of any role works with."""
+
+    codec: Codec
+    topics: Topics
+    projection: Projection
+    reader: Reader
+    now: Callable[[], int]
+    agent_id: str
+
+    # Before the work ----------------------------------------------------------------------------
+
+    async def is_void(self, task: Task) -> bool:
+        """True where nobody waits for this round any more: its job has ended, or a later one runs.
+        A job that the projection has not heard of yet is waited for."""
+        job = await self.projection.job(task.job_id)
+        if job is None:
+            return False
+        if job.ended:
+            return True
+        state = job.tasks.get(task.task_id)
+        return state is not None and (
+            state.task.round > task.round or state.status in (TaskStatus.CANCELLED, TaskStatus.FAILED)
+        )
+
+    async def snapshot(self, task: Task, paths: Sequence[str]) -> Mapping[str, FileHistory]:
+        """The histories of these files at one moment that holds all the task must see.
+
+        A double collect: read, wait until the projection has passed the ends of the files'
+        partitions as they were after the read, read again, and accept when no head has moved.
+
+        Raises:
+            Unavailable: the projection is too far behind, or the files change too fast.
+        """
+        await wait_passed(self.projection, task.must_see, BARRIER_SECONDS)
+        await wait_passed(self.projection, await self._ends(task.workspace, paths), BARRIER_SECONDS)
+        before = await self.projection.histories(task.workspace, paths)
+        for _ in range(COLLECTS):
+            if len(before) < 2:
+                return before
+            await wait_passed(self.projection, await self._ends(task.workspace, paths), BARRIER_SECONDS)
+            after = await self.projection.histories(task.workspace, paths)
+            if all(before[path].visible == after[path].visible for path in before):
+                return after
+            before = after
+        raise Unavailable("projection", "the files of a task change faster than they can be read", "Wait")
+
+    async def _ends(self, workspace: str, paths: Sequence[str]) -> list[MustSee]:
+        """The last offsets of the files' partitions: markers included, since M passes them too."""
+        numbers = {partition_of(file_key(workspace, path), self.topics.partitions) for path in paths}
+        ends = []
+        for number in sorted(numbers):
+            _, high = await self.reader.watermarks(TopicPartition(self.topics.events, number))
+            if high > 0:
+                ends.append(MustSee(partition=number, offset=high - 1))
+        return ends
+
+    async def unless_void(self, task: Task, work: Awaitable[T]) -> T | None:
+        """Do the work within the task's deadline; None where its job ended meanwhile.
+
+        Raises:
+            AgentError: the deadline passed.
+        """
+        running = asyncio.ensure_future(work)
+        deadline = asyncio.get_running_loop().time() + task.deadline_seconds
+        try:
+            while True:
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    raise AgentError(f"not done within {task.deadline_seconds} s", retryable=True)
+                await asyncio.wait({running}, timeout=min(left, WATCH_SECONDS))
+                if running.done():
+                    return running.result()
+                if await self.is_void(task):
+                    return None
+        finally:
+            if not running.done():
+                running.cancel()
+                await asyncio.wait({running})
+
+    # After the work -----------------------------------------------------------------------------
+
+    def event(
+        self,
+        task: Task,
+        path: str,
+        payload: Payload,
+        *,
+        parents: tuple[str, ...] = (),
+        reads: tuple[Read, ...] = (),
+        usage: Usage | None = None,
+        reworks: str | None = None,
+    ) -> Event:
+        """An event of this task's round."""
+        event_type = TYPE_OF[type(payload)]
+        return Event(
+            event_id=ids.event_id(task.task_id, task.round, path, event_type),
+            event_type=event_type,
+            workspace=task.workspace,
+            file_path=path,
+            job_id=task.job_id,
+            task_id=task.task_id,
+            round=task.round,
+            agent_id=self.agent_id,
+            role=task.role,
+            timestamp=self.now(),
+            parent_event_ids=parents,
+            reworks=reworks,
+            reads=reads,
+            consistency=task.consistency,
+            policy=task.policy,
+            usage=usage,
+            payload=payload,
+        )
+
+    def done(
+        self,
+        task: Task,
+        events: Sequence[Event],
+        result: Result,
+        seconds: float = 0.0,
+        usage: Usage | None = None,
+    ) -> Sequence[Outgoing]:
+        """The events and the task's word, to be written together."""
+        word = TaskDone(
+            task_id=task.task_id,
+            round=task.round,
+            agent_id=self.agent_id,
+            result=result,
+            usage=usage,
+            seconds=seconds,
+        )
+        try:
+            outputs = [self._outgoing(event) for event in events]
+            return [*outputs, self._fact(task, word)]
+        except TooLarge as too_large:
+            return self.failed(task, str(too_large), retryable=False)
+
+    def failed(self, task: Task, reason: str, *, retryable: bool) -> Sequence[Outgoing]:
+        """The task's word that it could not be done."""
+        word = TaskFailed(
+            task_id=task.task_id,
+            round=task.round,
+            agent_id=self.agent_id,
+            reason=reason[:4000],
+            retryable=retryable,
+        )
+        return [self._fact(task, word)]
+
+    def _outgoing(self, event: Event) -> Outgoing:
+        key = file_key(event.workspace, event.file_path)
+        return Outgoing(self.topics.events, key, self.codec.encode(event))
+
+    def _fact(self, task: Task, payload: FactPayload) -> Outgoing:
+        fact = JobFact(
+            fact_id=ids.derived("fact", task.job_id, type(payload).__name__, task.task_id, task.round),
+            job_id=task.job_id,
+            timestamp=self.now(),
+            source=self.agent_id,
+            payload=payload,
+        )
+        return Outgoing(self.topics.jobs, task.job_id, self.codec.encode(fact))
+
+
+def version_of(history: FileHistory, event_id: str) -> Version:
+    """A file as it was at one event; absent where the event is empty or forgotten.
+
+    Raises:
+        AgentError: the history does not hold the event's content any more.
+    """
+    if not event_id:
+        return Version(history.path, "", None)
+    entry = history.entries.get(event_id)
+    if entry is None or entry.edit is None:
+        raise AgentError(f"{history.path}: version {event_id} is too old to be worked on", retryable=True)
+    edit = entry.edit
+    return Version(history.path, event_id, edit.content, edit.executable, entry.role, entry.summary)
+
+
+def visible_of(history: FileHistory) -> Version:
+    """A file as readers see it."""
+    return version_of(history, history.visible)
+
+
+def emitted(event: Event) -> Emitted:
+    """How a task's word names an event."""
+    return Emitted(
+        path=event.file_path,
+        event_id=event.event_id,
+        is_edit=event.edit is not None,
+        reads=len(event.reads),
+    )
+
+
+def check_size(path: str, content: bytes | None) -> None:
+    """Raises AgentError where a file has become too large to be edited."""
+    if content is not None and len(content) > MAX_FILE_BYTES:
+        raise AgentError(f"{path} would have {len(content)} bytes, the limit is {MAX_FILE_BYTES}")
+
+
+__all__ = ["Desk", "check_size", "emitted", "make_patch", "version_of", "visible_of"]

@@ -1,0 +1,470 @@
+"""Reads `events`, writes `events` and `jobs`: finds forks and stale reads, and gets them resolved.
+
+For each event of a file it folds (as everybody does), reports every verdict to the job of the
+event, and then
+
+    a fork and no claim        CONFLICT_DETECTED, with CONFLICT_RESOLVED in the same transaction
+                               where a strategy has an answer at once
+    a strategy that gave up,   the next strategy of the conflict; in the end its default, which
+    or a deadline that passed  always has an answer
+    an event with a read set   READ_NOTED, keyed by each file that was read
+    a noted version that has   CONTEXT_STALE, keyed by the reader's file, and a word to its job
+    moved, or had already
+
+It never waits for a model or a person: those answer with events.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from codeconvoy.schemas import ids
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.events import (
+    TYPE_OF,
+    ConflictDetected,
+    ConflictResolved,
+    ContextStale,
+    Event,
+    EventType,
+    LineRange,
+    Payload,
+    Policy,
+    Read,
+    ReadNoted,
+    ResolutionFailed,
+    Strategy,
+    Tried,
+)
+from codeconvoy.schemas.file_fold import Judged, fold, lowest_common_ancestor
+from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory
+from codeconvoy.schemas.hunks import make_patch
+from codeconvoy.schemas.job_facts import (
+    EventJudged,
+    FactPayload,
+    FileForked,
+    FileSettled,
+    JobFact,
+    ReadJudged,
+    VerdictKind,
+)
+from codeconvoy.schemas.job_spec import DEFAULT_STRATEGIES
+from codeconvoy.schemas.job_state import GIT_ROLE
+from codeconvoy.schemas.topics import Topics, file_key
+from codeconvoy.workers import file_states
+from codeconvoy.workers.engine import fold_engine
+from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.projector import empty_history
+from codeconvoy.workers.resolution.overlap import overlapping
+from codeconvoy.workers.resolution.strategies import ClaimNeeded, Outcome, Resolved, resolve
+
+NAME = "detector"
+IMMEDIATE_SECONDS = 60
+"""Deadline of a claim whose resolution is written together with it: never reached in practice."""
+_UNREPORTED = frozenset(
+    {
+        EventType.CONFLICT_DETECTED,
+        EventType.RESOLUTION_FAILED,
+        EventType.CONTEXT_STALE,
+        EventType.ROUND_VOIDED,
+    }
+)
+"""What the jobs hear of in other words."""
+
+
+class DetectorState(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's history, and the CONFLICT_DETECTED that was written and has not come back yet."""
+
+    history: FileHistory
+    awaited: str = ""
+
+
+class Detector:
+    """The conflict detector, as a fold."""
+
+    name = NAME
+
+    def __init__(self, codec: Codec, topics: Topics) -> None:
+        self._codec, self._topics = codec, topics
+        self.topic = topics.events
+
+    def empty(self, key: str) -> DetectorState:
+        """See `FoldConsumer`."""
+        return DetectorState(history=empty_history(key))
+
+    async def load(self, key: str, read: fold_engine.Read) -> DetectorState:
+        """See `FoldConsumer`."""
+        history = await file_states.load(key, read) or empty_history(key)
+        (awaited,) = await read([_awaited_field(key)])
+        return DetectorState(history=history, awaited=awaited.decode() if awaited else "")
+
+    def dump(
+        self, key: str, before: DetectorState | None, after: DetectorState
+    ) -> Mapping[str, bytes | None]:
+        """See `FoldConsumer`."""
+        changes = file_states.dump(key, before.history if before else None, after.history)
+        if after.awaited != (before.awaited if before else ""):
+            changes[_awaited_field(key)] = after.awaited.encode() or None
+        return changes
+
+    def wait(self, state: DetectorState) -> int | None:
+        """A claim's deadline."""
+        return state.history.claim.deadline if state.history.claim else None
+
+    def due(self, key: str, state: DetectorState, now: int) -> Sequence[Outgoing]:
+        """A claim was held too long: that is a fact on the log, and the next strategy's turn."""
+        claim = state.history.claim
+        if claim is None or claim.deadline > now:
+            return ()
+        payload = ResolutionFailed(
+            conflict_id=claim.conflict_id,
+            attempt=claim.attempt,
+            strategy=claim.strategy,
+            reason="nobody resolved it before its deadline",
+        )
+        event_id = ids.derived("resolution-late", claim.conflict_id, claim.attempt)
+        return (self._event(_Author.of(state.history, claim.heads), event_id, payload, now),)
+
+    def step(
+        self, state: DetectorState, record: Record, now: int
+    ) -> tuple[DetectorState, Sequence[Outgoing]]:
+        """See `FoldConsumer`."""
+        event = self._codec.decode(record.value, Event)
+        before = state.history
+        history, judged = fold(before, event)
+        if judged[0][1].kind is VerdictKind.DUPLICATE:
+            return state, ()
+        report = _Report(self, before, history, record, now)
+        report.reads_of(event)
+        for verdict in judged:
+            report.verdict(verdict)
+        report.claims(event)
+        awaited = "" if state.awaited == event.event_id else state.awaited
+        if not awaited:
+            awaited = self._act(report, event, judged)
+        return DetectorState(history=history, awaited=awaited), report.outputs
+
+    def _act(self, report: "_Report", event: Event, judged: tuple[Judged, ...]) -> str:
+        """Open a conflict, or move one on. The id of what is awaited then, or the empty string."""
+        history = report.after
+        if history.claim is None:
+            return self._open(report) if history.forked else ""
+        claim = history.claim
+        match event.payload:
+            case ResolutionFailed(conflict_id=claim.conflict_id, attempt=claim.attempt, reason=reason):
+                return self._next(report, claim, reason)
+            case ConflictResolved(conflict_id=claim.conflict_id) if judged[0][1].kind is VerdictKind.INVALID:
+                return self._next(report, claim, f"its resolution was invalid: {judged[0][1].reason}")
+            case _:
+                return ""
+
+    def _open(self, report: "_Report") -> str:
+        """A fork that nobody works on: try what answers at once, else claim the file."""
+        history = report.after
+        heads = history.heads
+        policy = _policy(history, heads)
+        outcome = _resolve(history, heads, policy.strategies, policy.default, ())
+        if isinstance(outcome, ClaimNeeded) and len(heads) > 2:
+            # Agents and people join two heads at a time; the others follow one by one.
+            heads = heads[:2]
+            outcome = _resolve(history, heads, policy.strategies, policy.default, ())
+        return self._claim(report, tuple(sorted(heads)), outcome, 1, policy)
+
+    def _next(self, report: "_Report", claim: Claim, reason: str) -> str:
+        tried = (*claim.tried, Tried(strategy=claim.strategy, reason=reason))
+        policy = _policy(report.after, claim.heads)
+        outcome = _resolve(report.after, claim.heads, claim.remaining, claim.default, tried)
+        return self._claim(report, claim.heads, outcome, claim.attempt + 1, policy)
+
+    def _claim(
+        self, report: "_Report", heads: tuple[str, ...], outcome: Outcome, attempt: int, policy: Policy
+    ) -> str:
+        """Write CONFLICT_DETECTED, and its resolution where there is one already."""
+        history, now = report.after, report.now
+        conflict_id = ids.conflict_id(history.workspace, history.path, heads)
+        base = lowest_common_ancestor(history, heads)
+        seconds = {Strategy.REWORK: policy.rework_seconds, Strategy.HUMAN: policy.human_seconds}
+        detected = ConflictDetected(
+            conflict_id=conflict_id,
+            heads=heads,
+            base=base,
+            overlaps=_overlaps(history, heads, base),
+            strategy=outcome.strategy,
+            attempt=attempt,
+            deadline=now + 1000 * seconds.get(outcome.strategy, IMMEDIATE_SECONDS),
+            remaining=outcome.remaining if isinstance(outcome, ClaimNeeded) else (),
+            default=policy.default,
+            tried=outcome.tried,
+        )
+        author = _Author.of(history, heads)
+        event_id = ids.derived("conflict-detected", conflict_id, attempt)
+        report.outputs.append(self._event(author, event_id, detected, now))
+        if isinstance(outcome, Resolved):
+            report.outputs.append(self._resolution(author, history, outcome, conflict_id, policy, now))
+        return event_id
+
+    def _resolution(
+        self,
+        author: "_Author",
+        history: FileHistory,
+        outcome: Resolved,
+        conflict_id: str,
+        policy: Policy,
+        now: int,
+    ) -> Outgoing:
+        candidate = outcome.candidate
+        first = history.edit(candidate.parents[0])
+        resolved = ConflictResolved(
+            patch=make_patch(
+                first.content if first else None, candidate.content, executable=candidate.executable
+            ),
+            conflict_id=conflict_id,
+            strategy=outcome.strategy,
+            tried=outcome.tried,
+            losers=candidate.losers,
+            summary=candidate.summary,
+        )
+        event_id = ids.derived("resolution", conflict_id, outcome.strategy)
+        return self._event(author, event_id, resolved, now, candidate.parents, policy)
+
+    def _event(
+        self,
+        author: "_Author",
+        event_id: str,
+        payload: Payload,
+        now: int,
+        parents: tuple[str, ...] = (),
+        policy: Policy | None = None,
+    ) -> Outgoing:
+        event = Event(
+            event_id=event_id,
+            event_type=TYPE_OF[type(payload)],
+            workspace=author.workspace,
+            file_path=author.path,
+            job_id=author.job_id,
+            task_id=author.task_id,
+            round=author.round,
+            agent_id=NAME,
+            role=NAME,
+            timestamp=now,
+            parent_event_ids=parents,
+            policy=policy,
+            payload=payload,
+        )
+        key = file_key(author.workspace, author.path)
+        return Outgoing(self._topics.events, key, self._codec.encode(event))
+
+    def read_noted(self, event: Event, read: Read, now: int) -> Outgoing:
+        """The note on a file that another file's event was built on."""
+        payload = ReadNoted(version=read.event_id, reader_event=event.event_id, reader_path=event.file_path)
+        author = _Author(event.workspace, read.path, event.job_id, event.task_id, event.round)
+        return self._event(author, ids.derived("read-noted", event.event_id, read.path), payload, now)
+
+    def context_stale(self, history: FileHistory, entry: Entry, note: "_Note", now: int) -> Outgoing:
+        """The mark on the reader's file."""
+        payload = ContextStale(
+            reader_event=note.reader_event,
+            read_path=history.path,
+            read_version=note.version,
+            head=history.visible,
+        )
+        author = _Author(history.workspace, note.reader_path, entry.job_id, entry.task_id, entry.round)
+        event_id = ids.derived("context-stale", note.reader_event, history.path)
+        return self._event(author, event_id, payload, now)
+
+    def fact(self, job_id: str, payload: FactPayload, now: int, *identity: str | int) -> Outgoing:
+        """A word to a job."""
+        fact = JobFact(
+            fact_id=ids.derived("fact", job_id, type(payload).__name__, *identity),
+            job_id=job_id,
+            timestamp=now,
+            source=NAME,
+            payload=payload,
+        )
+        return Outgoing(self._topics.jobs, job_id, self._codec.encode(fact))
+
+
+class _Author(msgspec.Struct, frozen=True):
+    """In whose name the detector writes: the later head's job, for its own task."""
+
+    workspace: str
+    path: str
+    job_id: str
+    task_id: str
+    round: int
+
+    @staticmethod
+    def of(history: FileHistory, heads: tuple[str, ...]) -> "_Author":
+        """The author of what is done about these heads."""
+        later = max((history.entries[head] for head in heads), key=lambda entry: entry.seq)
+        conflict_id = ids.conflict_id(history.workspace, history.path, heads)
+        return _Author(history.workspace, history.path, later.job_id, conflict_id, 1)
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """Who noted which version of a file."""
+
+    reader_event: str
+    reader_path: str
+    version: str
+
+
+class _Report:
+    """What one event brings about: collects what is to be written."""
+
+    def __init__(
+        self, detector: Detector, before: FileHistory, after: FileHistory, record: Record, now: int
+    ) -> None:
+        self.detector, self.before, self.after = detector, before, after
+        self.record, self.now = record, now
+        self.outputs: list[Outgoing] = []
+
+    def reads_of(self, event: Event) -> None:
+        """Note the event's read set on the files that were read."""
+        self.outputs.extend(self.detector.read_noted(event, read, self.now) for read in event.reads)
+        if isinstance(event.payload, ReadNoted):
+            payload = event.payload
+            self._note = _Note(payload.reader_event, payload.reader_path, payload.version)
+
+    def verdict(self, judged: Judged) -> None:
+        """Tell the job of an event what became of it."""
+        event_id, verdict = judged
+        entry = self.after.entries[event_id]
+        if entry.event_type is EventType.READ_NOTED:
+            self._read_verdict(entry, verdict.kind)
+            return
+        if entry.event_type in _UNREPORTED:
+            return
+        payload = EventJudged(
+            event_id=event_id,
+            task_id=entry.task_id,
+            round=entry.round,
+            path=self.after.path,
+            verdict=verdict.kind,
+            reason=verdict.reason,
+            heads=self.after.heads,
+            visible=self.after.visible,
+            partition=self.record.partition,
+            offset=self.record.offset,
+        )
+        self._tell({entry.job_id}, payload, event_id, verdict.kind)
+
+    def _read_verdict(self, entry: Entry, kind: VerdictKind) -> None:
+        """Answer whether what was read is (still) what readers see."""
+        note = self._noted_by(entry.event_id)
+        fresh = kind is VerdictKind.NOTED
+        payload = ReadJudged(
+            reader_event=note.reader_event,
+            read_path=self.after.path,
+            version=note.version,
+            fresh=fresh,
+            head=self.after.visible,
+        )
+        if not fresh:
+            self.outputs.append(self.detector.context_stale(self.after, entry, note, self.now))
+        self._tell({entry.job_id}, payload, entry.event_id, kind)
+
+    def _noted_by(self, event_id: str) -> _Note:
+        for reader in self.before.readers:
+            if reader.noted_by == event_id:
+                return _Note(reader.reader_event, reader.reader_path, reader.version)
+        return self._note
+
+    def claims(self, event: Event) -> None:
+        """Tell the jobs of the heads that a conflict was opened, has moved on, or is over."""
+        claim, was = self.after.claim, self.before.claim
+        if claim is not None and claim.event_id == event.event_id:
+            loser = reworkable(self.after, claim.heads)
+            payload = FileForked(
+                path=self.after.path,
+                conflict_id=claim.conflict_id,
+                heads=claim.heads,
+                base=claim.base,
+                overlaps=_overlaps(self.after, claim.heads, claim.base),
+                strategy=claim.strategy,
+                attempt=claim.attempt,
+                deadline=claim.deadline,
+                loser_task=loser.task_id if loser else "",
+                loser_role=loser.role if loser else "",
+                own=_head_of(self.after, claim.heads, loser) if loser else "",
+                tried=claim.tried,
+                partition=self.record.partition,
+                offset=self.record.offset,
+            )
+            self._tell(self._jobs(claim.heads), payload, claim.conflict_id, claim.attempt)
+        if was is not None and claim is None and isinstance(event.payload, ConflictResolved):
+            settled = FileSettled(
+                path=self.after.path,
+                head=self.after.visible,
+                conflict_id=was.conflict_id,
+                strategy=event.payload.strategy,
+                forked=self.after.forked,
+                partition=self.record.partition,
+                offset=self.record.offset,
+            )
+            self._tell(self._jobs(was.heads), settled, was.conflict_id)
+
+    def _jobs(self, heads: tuple[str, ...]) -> set[str]:
+        return {self.after.entries[head].job_id for head in heads if head in self.after.entries}
+
+    def _tell(self, jobs: set[str], payload: FactPayload, *identity: str | int) -> None:
+        self.outputs.extend(
+            self.detector.fact(job, payload, self.now, *identity) for job in sorted(jobs) if job
+        )
+
+
+def reworkable(history: FileHistory, heads: tuple[str, ...]) -> Entry | None:
+    """The latest agent's edit that the heads do not share: its author can reconcile them. What
+    came from git, or from the detector, has nobody behind it that could."""
+    lines = [history.ancestors((head,)) for head in heads]
+    apart = set().union(*lines) - lines[0].intersection(*lines[1:])
+    entries = (history.entries[event_id] for event_id in apart)
+    return max(
+        (entry for entry in entries if entry.role not in (NAME, GIT_ROLE)),
+        key=lambda entry: (entry.event_id in heads, entry.seq),
+        default=None,
+    )
+
+
+def _head_of(history: FileHistory, heads: tuple[str, ...], entry: Entry) -> str:
+    """The head that an edit went into (the latest of them)."""
+    found = [head for head in heads if entry.event_id in history.ancestors((head,))]
+    return max(found, key=lambda head: history.entries[head].seq)
+
+
+def _policy(history: FileHistory, heads: tuple[str, ...]) -> Policy:
+    """The policy of the latest head that states one."""
+    edits = sorted((history.entries[head] for head in heads), key=lambda entry: entry.seq, reverse=True)
+    found = (entry.edit.policy for entry in edits if entry.edit is not None and entry.edit.policy is not None)
+    return next(found, Policy(strategies=DEFAULT_STRATEGIES))
+
+
+def _resolve(
+    history: FileHistory,
+    heads: tuple[str, ...],
+    strategies: tuple[Strategy, ...],
+    default: Strategy,
+    tried: tuple[Tried, ...],
+) -> Outcome:
+    outcome = resolve(history, heads, strategies, default=default, tried=tried)
+    if (
+        isinstance(outcome, ClaimNeeded)
+        and outcome.strategy is Strategy.REWORK
+        and reworkable(history, heads) is None
+    ):
+        nobody = Tried(strategy=Strategy.REWORK, reason="no agent stands behind these heads")
+        return _resolve(history, heads, outcome.remaining, default, (*outcome.tried, nobody))
+    return outcome
+
+
+def _overlaps(history: FileHistory, heads: tuple[str, ...], base: str | None) -> tuple[LineRange, ...]:
+    """Lines of the base that several of the heads changed; none where there is no common base."""
+    found = [history.edit(head) for head in heads]
+    sides = [edit.content for edit in found if edit is not None and edit.content is not None]
+    origin: Edit | None = history.edit(base) if base else None
+    if origin is None or origin.content is None or len(sides) < 2:
+        return ()
+    return overlapping(origin.content, sides)
+
+
+def _awaited_field(key: str) -> str:
+    return f"a:{key}"

@@ -1,0 +1,387 @@
+"""Reads one topic and the state in Redis, writes topics and the state: the fold engine.
+
+Projector, detector and orchestrator are this loop around a pure step. For each batch:
+
+    1. poll
+    2. fold: load the states that are missing, step each record, collect the outputs
+    3. first one Kafka transaction: outputs and consumed offset N
+    4. then, for each partition, states and offset M to Redis in one atomic write
+
+A crash between 3 and 4 leaves M < N: on assignment the engine folds M..N again, silently, and
+goes live at N. So outputs and states both take effect exactly once. A write that is refused in
+step 4, or a load in step 2 that finds another M, means that the partition, or Redis, was lost.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import Aborted, PartitionLost, Undecodable
+from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Producer, Record, TopicPartition
+from codeconvoy.workers.engine.dead_letter import letter_of, skipped_points
+from codeconvoy.workers.engine.health import Health
+from codeconvoy.workers.engine.metrics import EngineMetrics
+from codeconvoy.workers.engine.state import LIVE, StateStore
+
+S = TypeVar("S")
+
+Read = Callable[[Sequence[str]], Awaitable[Sequence[bytes | None]]]
+"""Reads fields of the partition's hash."""
+
+_DUE = "!due:"
+logger = logging.getLogger(__name__)
+
+
+class FoldConsumer(Protocol[S]):
+    """What is folded: a declaration, without IO and without a clock."""
+
+    name: str
+    topic: str
+
+    def empty(self, key: str) -> S:
+        """The state of a key that was never seen."""
+        ...
+
+    async def load(self, key: str, read: Read) -> S:
+        """The state of a key from its fields."""
+        ...
+
+    def dump(self, key: str, before: S | None, after: S) -> Mapping[str, bytes | None]:
+        """The fields that differ between two states (None: to be deleted)."""
+        ...
+
+    def step(self, state: S, record: Record, now: int) -> tuple[S, Sequence[Outgoing]]:
+        """The state after a record, and what is to be written because of it. `now` (milliseconds
+        since the epoch) may only be used to say until when somebody else shall wait.
+
+        Raises:
+            Undecodable: the record can't be read.
+        """
+        ...
+
+    def wait(self, state: S) -> int | None:
+        """When (milliseconds since the epoch) `due` is to be asked for this state."""
+        ...
+
+    def due(self, key: str, state: S, now: int) -> Sequence[Outgoing]:
+        """Facts about waits that have run out. They change nothing until they are folded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FoldLimits:
+    """Sizes and times of the loop."""
+
+    batch: int = 500
+    poll_seconds: float = 0.5
+    states: int = 4_000
+    """States kept in memory."""
+    transaction_attempts: int = 5
+    tick_seconds: float = 1.0
+    skip_check_seconds: float = 2.0
+
+
+@dataclass(slots=True)
+class _Partition:
+    """What this process knows of a partition that it owns."""
+
+    at: TopicPartition
+    position: int
+    """M: the next offset to fold, as stored."""
+    live_from: int
+    """N as it was at assignment: outputs of earlier records were committed before."""
+    live_marked: bool = False
+    due: dict[str, int] = field(default_factory=dict)
+    stopped_at: int | None = None
+
+
+@dataclass(slots=True)
+class _Batch(Generic[S]):
+    """What one turn of the loop brings about on one partition."""
+
+    position: int
+    states: dict[str, S] = field(default_factory=dict)
+    before: dict[str, S | None] = field(default_factory=dict)
+    outputs: list[Outgoing] = field(default_factory=list)
+    duplicates: int = 0
+
+
+class FoldEngine(Generic[S]):
+    """One consumer of one topic, as a loop."""
+
+    def __init__(
+        self,
+        consumer: FoldConsumer[S],
+        bus: Bus,
+        store: StateStore,
+        *,
+        group: str,
+        instance: str,
+        codec: Codec,
+        dead_letters: str,
+        now: Callable[[], int],
+        metrics: EngineMetrics,
+        health: Health,
+        limits: FoldLimits | None = None,
+    ) -> None:
+        self._what = consumer
+        self._bus, self._store = bus, store
+        self._codec = codec
+        self._group, self._instance, self._dead_letters = group, instance, dead_letters
+        self._now, self._metrics, self._health = now, metrics, health
+        self._limits = limits or FoldLimits()
+        self._owner = f"{instance}/{uuid.uuid4().hex[:12]}"
+        self._partitions: dict[int, _Partition] = {}
+        self._states: OrderedDict[tuple[int, str], S] = OrderedDict()
+        self._told: dict[tuple[int, str], int] = {}
+        """Waits that were reported already and whose fact has not come back yet."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Turn until told to stop. Leaves the group at the end, whatever happened.
+
+        Raises:
+            BusError: the process must start anew: it was fenced, or a partition's state is lost.
+        """
+        producer = await self._bus.producer(f"{self._group}.{self._instance}")
+        consumer = self._bus.consumer(self._group, [self._what.topic], self, self._instance)
+        last_tick = last_skip_check = 0.0
+        clock = asyncio.get_running_loop().time
+        try:
+            while not stop.is_set():
+                records = await consumer.poll(self._limits.batch, self._limits.poll_seconds)
+                batches = await self._fold(records)
+                if clock() - last_tick >= self._limits.tick_seconds:
+                    last_tick = clock()
+                    await self._tick(batches)
+                    await self._pass_markers(consumer, batches)
+                if clock() - last_skip_check >= self._limits.skip_check_seconds and self._stopped():
+                    last_skip_check = clock()
+                    await self._try_skip(consumer, batches)
+                await self._write(producer, consumer, batches)
+                self._health.turned(progressed=bool(batches), behind=bool(records))
+        finally:
+            await consumer.close()
+            await producer.close()
+
+    # The rebalance listener -------------------------------------------------------------------
+
+    async def assigned(
+        self, committed: Mapping[TopicPartition, Committed | None]
+    ) -> Mapping[TopicPartition, int]:
+        """Take the partitions at M; what lies between M and N is folded silently."""
+        starts: dict[TopicPartition, int] = {}
+        for at, offsets in committed.items():
+            position = await self._store.take(at.partition, self._owner)
+            live_from = max(offsets.offset if offsets else 0, position)
+            self._forget(at.partition)
+            partition = _Partition(at, position, live_from)
+            async for name, value in self._store.scan(at.partition, _DUE):
+                partition.due[name.removeprefix(_DUE)] = int(value)
+            self._partitions[at.partition] = partition
+            starts[at] = position
+            logger.info("assigned %s/%s from %s, live at %s", at.topic, at.partition, position, live_from)
+        self._metrics.rebalances.inc()
+        return starts
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Each turn commits what it folded, so there is nothing left to commit."""
+        for at in partitions:
+            self._forget(at.partition)
+            self._partitions.pop(at.partition, None)
+            self._health.stopped.pop(at, None)
+        self._metrics.rebalances.inc()
+
+    async def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """The same: states that were not written are simply forgotten."""
+        await self.revoked(partitions)
+
+    def _forget(self, partition: int) -> None:
+        for key in [key for key in self._states if key[0] == partition]:
+            del self._states[key]
+        for told in [told for told in self._told if told[0] == partition]:
+            del self._told[told]
+
+    # One turn ---------------------------------------------------------------------------------
+
+    async def _fold(self, records: Sequence[Record]) -> dict[int, _Batch[S]]:
+        """Step 2: fold the records of each partition in order."""
+        batches: dict[int, _Batch[S]] = {}
+        wanted = dict.fromkeys((record.partition, record.key) for record in records)
+        await asyncio.gather(*(self._ensure(partition, key) for partition, key in wanted))
+        for record in records:
+            partition = self._partitions.get(record.partition)
+            if partition is None or partition.stopped_at is not None:
+                continue
+            batch = batches.setdefault(record.partition, _Batch(partition.position))
+            if record.offset < batch.position:
+                continue
+            try:
+                self._step(partition, batch, record)
+            except Undecodable as undecodable:
+                if not undecodable.is_garbage:
+                    self._stop(partition, record, undecodable)
+                    continue
+                self._metrics.dead_letters.inc()
+                if record.offset >= partition.live_from:
+                    batch.outputs.append(
+                        letter_of(
+                            self._codec, self._dead_letters, record, undecodable, self._group, self._now()
+                        )
+                    )
+            batch.position = record.offset + 1
+        return {
+            number: batch
+            for number, batch in batches.items()
+            if batch.position > self._partitions[number].position
+        }
+
+    def _step(self, partition: _Partition, batch: _Batch[S], record: Record) -> None:
+        key = record.key
+        if key not in batch.states:
+            batch.before[key] = batch.states[key] = self._states[partition.at.partition, key]
+        state, outputs = self._what.step(batch.states[key], record, self._now())
+        batch.states[key] = state
+        if record.offset >= partition.live_from:
+            batch.outputs.extend(outputs)
+        self._metrics.records.inc()
+
+    async def _ensure(self, number: int, key: str) -> None:
+        """Have the state of a key in memory, and make sure that the stored one is this process's own."""
+        partition = self._partitions.get(number)
+        if partition is None:
+            return
+        if (number, key) in self._states:
+            self._states.move_to_end((number, key))
+            return
+
+        async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
+            loaded = await self._store.load(number, fields)
+            if (loaded.offset, loaded.owner) != (partition.position, self._owner):
+                raise PartitionLost(
+                    f"{partition.at.topic}/{number}: the state is at {loaded.offset} of {loaded.owner!r}, "
+                    f"this process is at {partition.position}"
+                )
+            return loaded.fields
+
+        self._states[number, key] = await self._what.load(key, read)
+
+    async def _tick(self, batches: dict[int, _Batch[S]]) -> None:
+        """Report waits that have run out; the fact counts once it is folded."""
+        now = self._now()
+        for number, partition in self._partitions.items():
+            if number in batches or partition.position < partition.live_from:
+                continue
+            for key, when in list(partition.due.items()):
+                if when > now or self._told.get((number, key)) == when:
+                    continue
+                await self._ensure(number, key)
+                outputs = self._what.due(key, self._states[number, key], now)
+                self._told[number, key] = when
+                if outputs:
+                    batch = batches.setdefault(number, _Batch(partition.position))
+                    batch.outputs.extend(outputs)
+
+    async def _pass_markers(self, consumer: Consumer, batches: dict[int, _Batch[S]]) -> None:
+        """Let M pass transaction markers, so that whoever waits for M at the end is not stuck."""
+        for at, position in (await consumer.positions()).items():
+            partition = self._partitions.get(at.partition)
+            if partition is None or partition.stopped_at is not None or at.partition in batches:
+                continue
+            if position > partition.position:
+                batches[at.partition] = _Batch(position)
+
+    async def _write(self, producer: Producer, consumer: Consumer, batches: dict[int, _Batch[S]]) -> None:
+        """Steps 3 and 4."""
+        batches = {number: batch for number, batch in batches.items() if number in self._partitions}
+        live = {
+            self._partitions[number].at: Committed(batch.position)
+            for number, batch in batches.items()
+            if batch.position >= self._partitions[number].live_from
+        }
+        outputs = [output for batch in batches.values() for output in batch.outputs]
+        if live or outputs:
+            await self._transaction(producer, consumer, outputs, live)
+        for number, batch in batches.items():
+            await self._store_batch(self._partitions[number], batch)
+
+    async def _transaction(
+        self,
+        producer: Producer,
+        consumer: Consumer,
+        outputs: Sequence[Outgoing],
+        offsets: Mapping[TopicPartition, Committed],
+    ) -> None:
+        """Write the outputs and N. Aborted ones are sent again, from the same memory."""
+        for attempt in range(self._limits.transaction_attempts):
+            try:
+                token = await consumer.group_token()
+                await producer.transaction(outputs, offsets, self._group, token)
+            except Aborted:
+                self._metrics.aborts.inc()
+                if attempt + 1 == self._limits.transaction_attempts:
+                    raise
+            else:
+                self._metrics.transactions.inc()
+                self._metrics.outputs.inc(len(outputs))
+                return
+
+    async def _store_batch(self, partition: _Partition, batch: _Batch[S]) -> None:
+        number = partition.at.partition
+        changes: dict[str, bytes | None] = {}
+        waits: dict[str, int | None] = {}
+        for key, state in batch.states.items():
+            changes.update(self._what.dump(key, batch.before[key], state))
+            wait = self._what.wait(state)
+            if wait != partition.due.get(key):
+                waits[key] = wait
+                changes[_DUE + key] = None if wait is None else str(wait).encode()
+        live = batch.position >= partition.live_from
+        if live and not partition.live_marked:
+            changes[LIVE] = b"1"
+        if batch.position > partition.position or changes:
+            await self._store.commit(number, self._owner, partition.position, batch.position, changes)
+        partition.position, partition.live_marked = batch.position, live
+        for key, wait in waits.items():
+            if wait is None:
+                partition.due.pop(key, None)
+            else:
+                partition.due[key] = wait
+        for key, state in batch.states.items():
+            self._states[number, key] = state
+        while len(self._states) > self._limits.states:
+            self._states.popitem(last=False)
+
+    # Partitions that can't go on ----------------------------------------------------------------
+
+    def _stop(self, partition: _Partition, record: Record, undecodable: Undecodable) -> None:
+        """Stop visibly: skipping a record that others may be able to read would make replicas differ."""
+        partition.stopped_at = record.offset
+        reason = (
+            f"offset {record.offset}: {undecodable}. Upgrade codeconvoy, or skip it everywhere with "
+            f"`convoy dlq skip {record.topic} {record.partition} {record.offset}`"
+        )
+        self._health.stopped[partition.at] = reason
+        self._metrics.stopped.set(len(self._health.stopped))
+        logger.error("partition %s/%s is stopped at %s", record.topic, record.partition, reason)
+
+    def _stopped(self) -> bool:
+        return any(partition.stopped_at is not None for partition in self._partitions.values())
+
+    async def _try_skip(self, consumer: Consumer, batches: dict[int, _Batch[S]]) -> None:
+        """Go on behind a record that an operator has skipped for all replicas, on the log."""
+        skipped = await skipped_points(self._bus, self._dead_letters)
+        for number, partition in self._partitions.items():
+            at = partition.stopped_at
+            if at is None or (self._what.topic, number, at) not in skipped:
+                continue
+            partition.stopped_at = None
+            self._health.stopped.pop(partition.at, None)
+            self._metrics.stopped.set(len(self._health.stopped))
+            batch = batches.setdefault(number, _Batch(partition.position))
+            batch.position = at + 1
+            await consumer.seek(partition.at, at + 1)

@@ -1,0 +1,203 @@
+"""Reads and writes the state of fold engines in Redis: one hash a partition, with its offset M.
+
+A partition's states and its M live and die together: they are fields of one hash, in one slot.
+A write is refused unless the stored M and owner are the ones that this process knows, so that a
+process that lost the partition, or whose Redis was lost, can't put a stale state over a newer one.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from codeconvoy.schemas.errors import PartitionLost
+from redis.asyncio import Redis
+
+OFFSET = "@offset"
+OWNER = "@owner"
+LIVE = "@live"
+
+_COMMIT = """
+local m = redis.call('HGET', KEYS[1], '@offset') or '0'
+local owner = redis.call('HGET', KEYS[1], '@owner') or ''
+if m ~= ARGV[1] or owner ~= ARGV[2] then return {m, owner} end
+for i = 5, 4 + 2 * tonumber(ARGV[4]), 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 5 + 2 * tonumber(ARGV[4]), #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end
+redis.call('HSET', KEYS[1], '@offset', ARGV[3])
+return {}
+"""
+
+_SWITCH = """
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local m = redis.call('HGET', KEYS[1], '@offset') or '0'
+  if m ~= (redis.call('HGET', KEYS[2], '@offset') or '0') then return m end
+  local owner = redis.call('HGET', KEYS[1], '@owner')
+  if owner then redis.call('HSET', KEYS[2], '@owner', owner) end
+end
+if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[1]) end
+return ''
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Fields of a partition's hash, with the offset and owner that they belong to."""
+
+    offset: int
+    owner: str
+    fields: tuple[bytes | None, ...]
+
+
+class StateStore(Protocol):
+    """Where a fold engine keeps its states."""
+
+    async def take(self, partition: int, owner: str) -> int:
+        """Make `owner` the owner of the partition, and answer its offset M (0: no state)."""
+        ...
+
+    async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
+        """Some fields, and the M and owner that they were read with."""
+        ...
+
+    async def commit(
+        self, partition: int, owner: str, expected: int, offset: int, changes: Mapping[str, bytes | None]
+    ) -> None:
+        """Write the fields (None deletes) and the new M, all or nothing.
+
+        Raises:
+            PartitionLost: the stored M or owner is another one; nothing was written.
+        """
+        ...
+
+    def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
+        """All fields whose name starts with the prefix."""
+        ...
+
+
+class RedisStore:
+    """States in Redis under `<prefix>:<name>:<partition>`."""
+
+    def __init__(self, redis: Redis, prefix: str, name: str) -> None:
+        self._redis = redis
+        self._stem = f"{prefix}:{name}"
+        self._commit = redis.register_script(_COMMIT)
+        self._switch = redis.register_script(_SWITCH)
+
+    def key(self, partition: int, shadow: bool = False) -> str:
+        """The Redis key of a partition's hash; a rebuild writes to its shadow, in the same slot."""
+        return f"{{{self._stem}:{partition}}}" + (":shadow" if shadow else "")
+
+    def shadow(self) -> "RedisStore":
+        """The same store, writing to the shadow hashes."""
+        return _ShadowStore(self._redis, self._stem)
+
+    async def take(self, partition: int, owner: str) -> int:
+        """See `StateStore`."""
+        key = self.key(partition)
+        await self._redis.hset(key, OWNER, owner)
+        offset = await self._redis.hget(key, OFFSET)
+        return int(offset or 0)
+
+    async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
+        """See `StateStore`."""
+        found = await self._redis.hmget(self.key(partition), [OFFSET, OWNER, *fields])
+        values = cast("list[bytes | None]", found)
+        return Loaded(int(values[0] or 0), (values[1] or b"").decode(), tuple(values[2:]))
+
+    async def commit(
+        self, partition: int, owner: str, expected: int, offset: int, changes: Mapping[str, bytes | None]
+    ) -> None:
+        """See `StateStore`."""
+        sets = [item for name, value in changes.items() if value is not None for item in (name, value)]
+        deletes = [name for name, value in changes.items() if value is None]
+        found = await self._commit(
+            keys=[self.key(partition)],
+            args=[str(expected), owner, str(offset), len(sets) // 2, *sets, *deletes],
+        )
+        if found:
+            raise PartitionLost(
+                f"the state of partition {partition} is at offset {found[0]!r} of owner {found[1]!r}, "
+                f"this process expected {expected} of {owner!r}"
+            )
+
+    async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
+        """See `StateStore`."""
+        pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
+        async for name, value in self._redis.hscan_iter(self.key(partition), match=pattern, count=1000):
+            yield name.decode(), value
+
+    async def drop(self, partition: int) -> None:
+        """Forget the partition's states."""
+        await self._redis.delete(self.key(partition))
+
+    async def switch(self, partition: int) -> int | None:
+        """Put the shadow in the place of the hash if both stand at the same M; else the M to reach."""
+        answer = await self._switch(keys=[self.key(partition), self.key(partition, shadow=True)], args=[])
+        return int(answer) if answer else None
+
+
+class _ShadowStore(RedisStore):
+    """The shadow hashes of a store, while a rebuild fills them."""
+
+    def __init__(self, redis: Redis, stem: str) -> None:
+        prefix, _, name = stem.rpartition(":")
+        super().__init__(redis, prefix, name)
+
+    def key(self, partition: int, shadow: bool = True) -> str:
+        """The shadow hash of a partition."""
+        return super().key(partition, shadow=True)
+
+
+class MemoryStore:
+    """States in memory, which outlive the processes of a simulation and can be lost on purpose."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[int, dict[str, bytes]] = {}
+
+    def lose(self) -> None:
+        """Forget everything, as a Redis without a disk does when it is killed."""
+        self._hashes.clear()
+
+    async def take(self, partition: int, owner: str) -> int:
+        """See `StateStore`."""
+        fields = self._hashes.setdefault(partition, {})
+        fields[OWNER] = owner.encode()
+        return int(fields.get(OFFSET, b"0"))
+
+    async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
+        """See `StateStore`."""
+        found = self._hashes.get(partition, {})
+        return Loaded(
+            int(found.get(OFFSET, b"0")),
+            found.get(OWNER, b"").decode(),
+            tuple(found.get(name) for name in fields),
+        )
+
+    async def commit(
+        self, partition: int, owner: str, expected: int, offset: int, changes: Mapping[str, bytes | None]
+    ) -> None:
+        """See `StateStore`."""
+        found = self._hashes.setdefault(partition, {})
+        stored, owned_by = int(found.get(OFFSET, b"0")), found.get(OWNER, b"").decode()
+        if (stored, owned_by) != (expected, owner):
+            raise PartitionLost(
+                f"partition {partition} is at {stored} of {owned_by!r}, not {expected} of {owner!r}"
+            )
+        for name, value in changes.items():
+            if value is None:
+                found.pop(name, None)
+            else:
+                found[name] = value
+        found[OFFSET] = str(offset).encode()
+
+    async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
+        """See `StateStore`."""
+        for name, value in list(self._hashes.get(partition, {}).items()):
+            if name.startswith(prefix):
+                yield name, value
+
+    def snapshot(self) -> Mapping[int, Mapping[str, bytes]]:
+        """All fields but the owners, for comparisons."""
+        return {
+            partition: {name: value for name, value in sorted(fields.items()) if name != OWNER}
+            for partition, fields in self._hashes.items()
+        }

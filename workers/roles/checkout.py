@@ -1,0 +1,172 @@
+"""Reads a git repository's objects, writes a directory: the tree of a commit, with other contents on
+top.
+
+Only objects are read, so no hook, filter or setting of the repository has a say. Nothing is ever
+written outside of the directory: paths are checked as everywhere, and a symlink is written only if
+it can't lead out.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import pygit2
+from codeconvoy.schemas.errors import BadInput
+from codeconvoy.schemas.paths import is_normal, normalise
+from codeconvoy.workers.git.source import Source
+
+MAX_TREE_BYTES = 2 * 1024**3
+MAX_TREE_FILES = 200_000
+_KEPT = 4
+
+Overlay = Mapping[str, tuple[bytes | None, bool]]
+"""Content (None: deleted) and executable bit, by path."""
+
+
+class Checkouts:
+    """Makes checkouts; the last few commits are kept as directories, and copied.
+
+    Its methods block, and may be called from several threads.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Keep commits below `directory`, which is this object's own."""
+        self._directory, self._lock = directory, threading.Lock()
+        self._kept: dict[str, tuple[str, ...]] = {}
+        """What was left out of each commit that is kept, the last used one at the end."""
+
+    def checkout(self, source: Source, overlay: Overlay, target: Path) -> tuple[str, ...]:
+        """Write the tree of the source's commit, with the overlay on top, to a new directory.
+
+        Args:
+            source: the repository and the commit.
+            overlay: contents that take the place of the commit's.
+            target: must not exist yet. Everything in it is a copy: nothing is shared.
+
+        Returns:
+            Paths of the commit that were left out: submodules, symlinks that lead out, names that no
+            file key may hold.
+
+        Raises:
+            BadInput: the commit's tree is too large, or a path of the overlay can't be written.
+        """
+        for path in overlay:
+            if normalise(path) != path:
+                raise BadInput("path", f"{path!r} is not normalised", f"Write {normalise(path)!r}")
+        with self._lock:
+            left_out = self._keep(source)
+            shutil.copytree(self._directory / source.commit, target, symlinks=True)
+        for path, (content, _) in overlay.items():
+            if content is None:  # first, since a file may have become a directory, or the reverse
+                _remove(target, path)
+        for path, (content, executable) in overlay.items():
+            if content is not None:
+                _write(target, path, content, 0o755 if executable else 0o644)
+        return left_out
+
+    def _keep(self, source: Source) -> tuple[str, ...]:
+        """Make sure that the commit is kept, and say what was left out of it."""
+        commit = source.commit
+        if commit in self._kept:
+            self._kept[commit] = self._kept.pop(commit)
+            return self._kept[commit]
+        tree = source.repo[pygit2.Oid(hex=commit)].peel(pygit2.Tree)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._directory, ignore_cleanup_errors=True) as directory:
+            left_out = _materialise(tree, Path(directory, "tree"))
+            os.rename(Path(directory, "tree"), self._directory / commit)
+        self._kept[commit] = left_out
+        while len(self._kept) > _KEPT:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            shutil.rmtree(self._directory / oldest)
+        return left_out
+
+
+def _materialise(tree: pygit2.Tree, root: Path) -> tuple[str, ...]:
+    """Write a tree to a new directory; gives the paths that were left out."""
+    root.mkdir()
+    left_out: list[str] = []
+    files = size = 0
+    waiting: list[tuple[str, pygit2.Tree]] = [("", tree)]
+    while waiting:
+        folder, entries = waiting.pop()
+        for entry in entries:
+            path = folder + (entry.name or "")
+            if not is_normal(path):
+                left_out.append(path)
+            elif isinstance(entry, pygit2.Tree):
+                waiting.append((f"{path}/", entry))
+            elif isinstance(entry, pygit2.Blob):
+                files, size = files + 1, size + entry.size
+                if files > MAX_TREE_FILES or size > MAX_TREE_BYTES:
+                    limit = f"{MAX_TREE_FILES} files or {MAX_TREE_BYTES} bytes"
+                    raise BadInput("repository", f"its tree is over {limit}", "Work on a part of it")
+                if not _write_blob(root, path, entry):
+                    left_out.append(path)
+            else:  # a submodule
+                left_out.append(path)
+    return tuple(sorted(left_out))
+
+
+def _write_blob(root: Path, path: str, blob: pygit2.Blob) -> bool:
+    """Write one file or symlink; False where a symlink could lead out of the tree."""
+    if blob.filemode == pygit2.enums.FileMode.LINK:
+        destination = os.fsdecode(blob.data)
+        if not stays_inside(path, destination):
+            return False
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(destination, root / path)
+        return True
+    executable = blob.filemode == pygit2.enums.FileMode.BLOB_EXECUTABLE
+    _write(root, path, blob.data, 0o755 if executable else 0o644)
+    return True
+
+
+def stays_inside(path: str, destination: str) -> bool:
+    """True if a symlink at `path` can't lead out of the tree, whatever else the tree holds.
+
+    It may go up first, then only down: `a/../..` could go up from wherever the symlink `a` leads.
+    """
+    parts = [part for part in destination.split("/") if part not in ("", ".")]
+    up = 0
+    while up < len(parts) and parts[up] == "..":
+        up += 1
+    depth = len(PurePosixPath(path).parts) - 1
+    return (
+        not destination.startswith("/") and up <= depth and ".." not in parts[up:] and "\0" not in destination
+    )
+
+
+def _write(root: Path, path: str, content: bytes, mode: int) -> None:
+    """Write one file, through no symlink."""
+    place = root
+    for part in PurePosixPath(path).parts[:-1]:
+        place = place / part
+        if place.is_symlink() or place.is_file():
+            raise BadInput("path", f"{path!r} lies below {part!r}, which is no directory", "Use another path")
+        place.mkdir(exist_ok=True)
+    place = root / path
+    if place.is_dir() and not place.is_symlink():
+        raise BadInput("path", f"{path!r} is a directory", "Use another path")
+    place.unlink(missing_ok=True)
+    place.write_bytes(content)
+    place.chmod(mode)
+
+
+def _remove(root: Path, path: str) -> None:
+    """Delete one file, through no symlink, and the directories that it leaves empty."""
+    place = root / path
+    folders = [root / folder for folder in list(PurePosixPath(path).parents)[-2::-1]]
+    if any(folder.is_symlink() or not folder.is_dir() for folder in folders) or not os.path.lexists(place):
+        return  # it is not there
+    if place.is_dir() and not place.is_symlink():
+        raise BadInput("path", f"{path!r} is a directory", "Delete files")
+    place.unlink()
+    for folder in reversed(folders):
+        if any(folder.iterdir()):
+            return
+        folder.rmdir()

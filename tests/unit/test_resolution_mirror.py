@@ -158,6 +158,18 @@ def test_three_heads_are_folded_in_the_order_of_their_ids() -> None:
     assert "side3" in clash.reason
 
 
+def test_three_heads_of_which_two_share_a_later_base() -> None:
+    versions = {
+        "start": Version(BASE),
+        "later": Version(b"zero\n" + BASE, ["start"]),
+        "a": Version(b"zero\n" + BASE.replace(b"two", b"TWO"), ["later"]),
+        "b": Version(BASE + b"six\n", ["start"]),
+        "c": Version(b"zero\n" + BASE.replace(b"four", b"FOUR"), ["later"]),
+    }
+    expected = b"zero\none\nTWO\nthree\nFOUR\nfive\nsix\n"
+    assert merge_heads(history_of(versions), ("a", "b", "c")) == Merged(expected, False)
+
+
 def test_a_forgotten_ancestor_is_no_base() -> None:
     versions = {
         "base": Version(BASE, forgotten=True),
@@ -167,6 +179,23 @@ def test_a_forgotten_ancestor_is_no_base() -> None:
     merged = merge_heads(history_of(versions), ("x", "y"))
     assert isinstance(merged, GaveUp)
     assert "too old" in merged.reason
+
+
+def test_a_forgotten_ancestor_beside_a_known_one_is_a_base_that_is_missing() -> None:
+    versions = {
+        "old": Version(b"old\n", forgotten=True),
+        "base": Version(BASE),
+        "m1": Version(BASE, ["base", "old"]),
+        "m2": Version(BASE, ["base", "old"]),
+        "x": Version(b"zero\n" + BASE, ["m1"]),
+        "y": Version(BASE + b"six\n", ["m2"]),
+    }
+    merged = merge_heads(history_of(versions), ("x", "y"))
+    assert isinstance(merged, GaveUp)
+    assert "too old" in merged.reason
+    # Where only one side knows it, it can't be a common ancestor.
+    versions["m2"] = Version(BASE, ["base"])
+    assert merge_heads(history_of(versions), ("x", "y")) == Merged(b"zero\n" + BASE + b"six\n", False)
 
 
 def test_what_is_forgotten_below_the_base_does_not_matter() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 from codeconvoy.schemas.events import LineRange
-from codeconvoy.workers.resolution.overlap import overlapping
+from codeconvoy.workers.resolution.overlap import MAX_RANGES, overlapping
 
 BASE = b"0\n1\n2\n3\n4\n5\n"
 
@@ -34,3 +34,10 @@ def test_overlaps(sides: list[bytes], expected: list[tuple[int, int]]) -> None:
 def test_of_an_empty_base() -> None:
     assert overlapping(b"", [b"a\n", b"b\n"]) == (LineRange(start=0, end=0),)
     assert overlapping(b"", [b"a\n", b""]) == ()
+
+
+def test_no_more_ranges_than_an_event_should_carry() -> None:
+    def content(mark: bytes) -> bytes:
+        return b"".join(mark + b"\n%d\n" % number for number in range(MAX_RANGES + 1))
+
+    assert len(overlapping(content(b"-"), [content(b"x"), content(b"y")])) == MAX_RANGES

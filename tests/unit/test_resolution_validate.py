@@ -3,6 +3,9 @@
 import warnings
 
 import pytest
+from codeconvoy.schemas.errors import Unavailable
+from codeconvoy.schemas.topics import MAX_FILE_BYTES
+from codeconvoy.workers.resolution import validate
 from codeconvoy.workers.resolution.validate import MAX_YAML_BYTES, objections
 
 GOOD = b"import os\n\n\ndef f() -> str:\n    return os.sep\n"
@@ -47,6 +50,17 @@ def test_yaml_with_tags_of_its_own_and_several_documents_parses() -> None:
 def test_large_yaml_is_not_looked_at() -> None:
     large = b"a: 1\n" + b"# \n" * MAX_YAML_BYTES
     assert objections("a.yaml", large + b"]", [large, large]) == ()
+    assert objections("a.yaml", large + b"]", [b"a: 1\n"]) == ()
+
+
+def test_a_merge_over_the_cap_of_a_file() -> None:
+    (reason,) = objections("a.txt", b"x" * (MAX_FILE_BYTES + 1), [b"x"])
+    assert "over the cap" in reason
+
+
+def test_a_ruff_that_fails_speaks_against_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "find_ruff_bin", lambda: "/bin/false")
+    assert objections("a.py", GOOD, [GOOD]) == ("ruff failed: ",)
 
 
 def test_a_coding_cookie_is_respected() -> None:
@@ -78,7 +92,7 @@ def test_an_import_that_nobody_uses_any_more_is_untidy_and_no_more() -> None:
 def test_no_warning_gets_out() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert objections("a.py", b"x = '\\d'\ny = x is 1\n", [b"x = '\\d'\ny = x is 1\n"]) == ()
+        assert objections("a.py", b"x = '\\d'\n", [b"x = 1\n", b"x = 2\n"]) == ()
 
 
 def test_conflict_markers() -> None:
@@ -87,3 +101,17 @@ def test_conflict_markers() -> None:
     assert "<<<<<<< ours" in reason
     assert objections("a.txt", marked, [marked, b"b\n"]) == ()
     assert objections("a.rst", b"Title\n=======\n>> quoted\n", [b"x\n"]) == ()
+
+
+def test_a_lint_run_that_does_not_end_speaks_against_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "LINT_SECONDS", 0)
+    assert objections("a.py", GOOD, [GOOD]) == ("ruff did not end in 0 s",)
+
+
+def test_a_missing_ruff_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise FileNotFoundError("no ruff here")
+
+    monkeypatch.setattr(validate, "find_ruff_bin", missing)
+    with pytest.raises(Unavailable, match=r"no ruff here.*Reinstall"):
+        objections("a.py", GOOD, [GOOD])

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from codeconvoy.schemas.events import LineRange
 from codeconvoy.schemas.hunks import diff
 
+MAX_RANGES = 1000
+"""More are not listed: the ranges travel in an event, and nobody reads that many."""
+
 
 def overlapping(base: bytes, sides: Sequence[bytes]) -> tuple[LineRange, ...]:
-    """The base's lines that two or more sides changed differently, in order and apart.
+    """The base's lines that several sides changed differently: in order, apart, the first `MAX_RANGES`.
 
     Replacing neighbouring lines is no overlap. An insertion overlaps with what another side
     inserts at the same point or does to the lines beside it; where nothing but insertions meet,
@@ -30,4 +33,4 @@ def overlapping(base: bytes, sides: Sequence[bytes]) -> tuple[LineRange, ...]:
             ranges.append(shared)
         reach = max(reach, end)
         inserted = start if start == end else inserted
-    return tuple(ranges)
+    return tuple(ranges[:MAX_RANGES])

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.events import Strategy, Tried
 from codeconvoy.schemas.file_history import Edit, FileHistory
+from codeconvoy.schemas.topics import MAX_FILE_BYTES
 from codeconvoy.workers.resolution.mirror import merge_heads
 from codeconvoy.workers.resolution.object_store import GaveUp
 from codeconvoy.workers.resolution.validate import objections
@@ -25,7 +26,7 @@ WRITER_WINS = frozenset({Strategy.FIRST_WRITER_WINS, Strategy.LAST_WRITER_WINS})
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What would become of the file if these heads were joined so. Validated or not: see its maker."""
+    """What would become of the file if these heads were joined so."""
 
     content: bytes | None
     """None deletes the file."""
@@ -46,7 +47,7 @@ Validator = Callable[[str, bytes | None, Sequence[bytes]], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The heads can be joined now."""
+    """The heads can be joined now: nothing speaks against the candidate."""
 
     strategy: Strategy
     candidate: Candidate
@@ -156,6 +157,8 @@ def _flaw(path: str, candidate: Candidate | GaveUp, sides: tuple[bytes, ...], va
         return candidate.reason
     if candidate.content in sides:
         return ""
+    if candidate.content is not None and len(candidate.content) > MAX_FILE_BYTES:
+        return f"{len(candidate.content)} bytes are more than {MAX_FILE_BYTES}"
     return "; ".join(validate(path, candidate.content, sides))
 
 

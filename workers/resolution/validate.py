@@ -10,6 +10,7 @@ import io
 import json
 import re
 import subprocess
+import time
 import tokenize
 import tomllib
 import warnings
@@ -23,10 +24,10 @@ from codeconvoy.schemas.topics import MAX_FILE_BYTES
 from ruff import find_ruff_bin  # type: ignore[import-untyped]
 
 LINT_SECONDS = 10
-"""Deadline of one run of ruff; 20 ms is usual."""
+"""Deadline of all runs of ruff for one candidate; 20 ms is usual for one."""
 
-MAX_YAML_BYTES = 128 * 1024
-"""YAML above this is not parsed: in pure Python that would take seconds."""
+MAX_YAML_BYTES = 32 * 1024
+"""YAML above this is not parsed: a second for every 100 kB."""
 
 _LINT_CODES = "F"
 _LINT_IGNORED = "F401,F841"
@@ -35,6 +36,10 @@ _LINT_IGNORED = "F401,F841"
 _PYTHON = (".py", ".pyi")
 _MARKER = re.compile(rb"^(?:<{7,}|>{7,})(?: .*|\r?)$", re.MULTILINE)
 _LINE_NUMBER = re.compile(r"\bline \d+")
+
+
+class _NotLinted(Exception):
+    """ruff did not do its work: then the merge is not taken."""
 
 
 def objections(path: str, candidate: bytes | None, sides: Sequence[bytes]) -> tuple[str, ...]:
@@ -50,11 +55,15 @@ def objections(path: str, candidate: bytes | None, sides: Sequence[bytes]) -> tu
     """
     if candidate is None:
         return ()
+    if len(candidate) > MAX_FILE_BYTES:
+        return (f"the merged file has {len(candidate)} bytes, over the cap of {MAX_FILE_BYTES}",)
     marked = _new_markers(candidate, sides)
     if marked:
         return (f"the merge left a conflict marker: {marked}",)
     suffix = PurePosixPath(path).suffix.lower()
     parse = _PARSERS.get(suffix)
+    if parse is _parse_yaml and max(map(len, (candidate, *sides))) > MAX_YAML_BYTES:
+        return ()
     if parse is None or any(_flaw(parse, side) for side in sides):
         return ()
     flaw = _flaw(parse, candidate)
@@ -71,16 +80,20 @@ def _new_markers(candidate: bytes, sides: Sequence[bytes]) -> str:
 
 def _new_findings(suffix: str, candidate: bytes, sides: Sequence[bytes]) -> tuple[str, ...]:
     """What ruff finds in the candidate and in no side (undefined names, redefinitions, ...)."""
-    found = _findings(suffix, candidate)
-    for side in sides:
-        if not found:
-            break
-        known = _findings(suffix, side)
-        found = {key: text for key, text in found.items() if key not in known}
+    deadline = time.monotonic() + LINT_SECONDS
+    try:
+        found = _findings(suffix, candidate, deadline)
+        for side in sides:
+            if not found:
+                break
+            known = _findings(suffix, side, deadline)
+            found = {key: text for key, text in found.items() if key not in known}
+    except _NotLinted as unknown:
+        return (str(unknown),)
     return tuple(sorted(found.values()))
 
 
-def _findings(suffix: str, content: bytes) -> dict[tuple[str, str], str]:
+def _findings(suffix: str, content: bytes, deadline: float) -> dict[tuple[str, str], str]:
     """ruff's findings by code and message (without line numbers, which merging moves)."""
     command = (
         *(_ruff(), "check", "--isolated", "--no-cache", "--output-format=json", "--exit-zero"),
@@ -88,12 +101,17 @@ def _findings(suffix: str, content: bytes) -> dict[tuple[str, str], str]:
     )
     try:
         run = subprocess.run(
-            command, input=_as_utf8(content), capture_output=True, timeout=LINT_SECONDS, env={}, check=False
+            command,
+            input=_as_utf8(content),
+            capture_output=True,
+            timeout=max(0.0, deadline - time.monotonic()),
+            env={},
+            check=False,
         )
-    except subprocess.TimeoutExpired:
-        return {("timeout", ""): f"ruff did not end in {LINT_SECONDS} s"}
+    except subprocess.TimeoutExpired as late:
+        raise _NotLinted(f"ruff did not end in {LINT_SECONDS} s") from late
     if run.returncode:
-        return {("failed", ""): f"ruff failed: {run.stderr.decode(errors='replace').strip()[:200]}"}
+        raise _NotLinted(f"ruff failed: {run.stderr.decode(errors='replace').strip()[:200]}")
     return {
         (finding["code"] or "", _LINE_NUMBER.sub("line", finding["message"])): (
             f"{finding['code'] or 'syntax'}: {finding['message']}"
@@ -117,8 +135,6 @@ def _as_utf8(content: bytes) -> bytes:
 
 def _flaw(parse: Callable[[bytes], None], content: bytes) -> str:
     """Why the content can't be parsed, or the empty string."""
-    if len(content) > MAX_FILE_BYTES:
-        return f"over {MAX_FILE_BYTES} bytes"
     try:
         parse(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError, yaml.YAMLError) as error:
@@ -150,8 +166,6 @@ def _parse_toml(content: bytes) -> None:
 
 def _parse_yaml(content: bytes) -> None:
     """Only compose: aliases are resolved, nothing is constructed, own tags are no error."""
-    if len(content) > MAX_YAML_BYTES:
-        raise ValueError(f"over {MAX_YAML_BYTES} bytes")
     for _ in yaml.compose_all(content, Loader=yaml.SafeLoader):
         pass
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from codeconvoy.schemas.events import EventType
 from codeconvoy.schemas.file_history import Edit, Entry, FileHistory
-from codeconvoy.workers.git.trailers import EMAIL_DOMAIN, Trailers
+from codeconvoy.workers.git.trailers import Trailers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,6 @@ class Commit:
     timestamp: int
     """Milliseconds since the epoch, as the event says."""
     trailers: Trailers
-
-    @property
-    def email(self) -> str:
-        """The author's address: of a role, at a domain that never exists."""
-        return f"{self.role}@{EMAIL_DOMAIN}"
 
 
 def plan_commits(histories: Mapping[str, FileHistory], imports: Mapping[str, str]) -> tuple[Commit, ...]:

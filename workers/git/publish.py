@@ -6,6 +6,7 @@ committed alone, so publishing twice is publishing once. A branch is moved only 
 it is lost.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pygit2.enums import FileMode
 
 _MAX_SECONDS = (1 << 33) - 1
 _MAX_NAME = 100
+_NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,10 @@ def write_branch(source: Source, base_commit: str, commits: Sequence[Commit], br
     repo = source.repo
     if base_commit not in repo:
         raise BadInput("commit", f"{base_commit} is not in the repository any more", "Submit the job again")
-    tip = _commit_all(repo, base_commit, commits)
+    try:
+        tip = _commit_all(repo, base_commit, commits)
+    except (pygit2.GitError, OSError) as error:
+        raise Unavailable("git", f"{repo.path} can't be written: {error}", "Check its permissions") from error
     events = frozenset[str]().union(*(commit.trailers.edits for commit in commits))
     if isinstance(source.location, Remote):
         _push(source, source.location.url, branch, base_commit, tip, events)
@@ -83,8 +88,8 @@ def _commit_all(repo: pygit2.Repository, base: str, commits: Sequence[Commit]) -
     for commit in commits:
         tree = _with_file(repo, tree, commit, deleted)
         seconds = min(max(commit.timestamp // 1000, 0), _MAX_SECONDS)
-        role = trailers.one_line(commit.role, _MAX_NAME).translate({ord(c): "-" for c in "<>"}) or "unknown"
-        author = pygit2.Signature(role, commit.email.translate({ord(c): "-" for c in " <>"}), seconds, 0)
+        role = _NOT_A_NAME.sub("-", commit.role).strip("-.")[:_MAX_NAME] or "unknown"
+        author = pygit2.Signature(role, f"{role}@{trailers.EMAIL_DOMAIN}", seconds, 0)
         committer = pygit2.Signature(*trailers.COMMITTER, seconds, 0)
         text = trailers.message(commit.subject, commit.trailers)
         parent = repo.create_commit(None, author, committer, text, tree, [parent])
@@ -195,7 +200,7 @@ def _point(repo: pygit2.Repository, branch: str, base: str, tip: str, events: fr
         _check_movable(repo, branch, base, target, tip, events)
         # Compare-and-swap: libgit2 refuses when the ref is not what was looked up.
         current.set_target(pygit2.Oid(hex=tip), "convoy: publish")
-    except (pygit2.GitError, ValueError) as error:
+    except (pygit2.GitError, ValueError, OSError) as error:
         raise BadInput("branch", f"{branch!r} can't be written: {error}", "Choose another branch") from error
 
 

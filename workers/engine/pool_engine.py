@@ -256,7 +256,8 @@ class PoolEngine:
     async def _work(self, key: Key, lane: _Lane, record: Record, epoch: int) -> None:
         """One task, to its result, a retry later, or a dead letter."""
         try:
-            outputs = await self._handler.handle(record)
+            with self._metrics.task_seconds.time():
+                outputs = await self._handler.handle(record)
         except Unavailable as unavailable:
             lane.failures += 1
             delay = min(

@@ -1,0 +1,247 @@
+"""Reads the settings, writes nothing itself: the whole fleet as one table, and its wiring.
+
+    process        engine   reads              writes
+    orchestrator   fold     jobs               tasks.<role>, jobs, events
+    projector      fold ×2  events; jobs       the projection in Redis
+    detector       fold     events             events, jobs
+    worker git     pool     tasks.git          events, jobs, git branches
+    worker runner  pool     tasks.runner       events, jobs
+    worker ROLE    pool     tasks.<role>       events, jobs
+
+Every process is one of these, in a consumer group of its own. They share nothing but the bus;
+Redis holds what each of them folded, and can be lost.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from codeconvoy.orchestrator.job_file import check
+from codeconvoy.orchestrator.orchestrator import Orchestrator
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import BadInput, BusError, Unavailable
+from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE
+from codeconvoy.schemas.topics import Topics
+from codeconvoy.workers.agent_worker import AgentWorker
+from codeconvoy.workers.desk import Desk
+from codeconvoy.workers.detector import Detector
+from codeconvoy.workers.engine.bus import Bus
+from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldEngine
+from codeconvoy.workers.engine.health import Health
+from codeconvoy.workers.engine.metrics import EngineMetrics, Families
+from codeconvoy.workers.engine.pool_engine import Handler, PoolEngine, PoolLimits
+from codeconvoy.workers.engine.state import RedisStore, StateStore
+from codeconvoy.workers.git_worker import GitWorker
+from codeconvoy.workers.llm.provider import Credentials
+from codeconvoy.workers.projection import StoredProjection
+from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
+from codeconvoy.workers.roles.agents import make_agent
+from codeconvoy.workers.roles.role import Role
+from codeconvoy.workers.runner_worker import RunnerWorker
+
+SERVICE_ROLES = (GIT_ROLE, RUNNER_ROLE)
+"""Roles that need no agent: git in and out, and running tests."""
+SERVICE_SLOTS = {GIT_ROLE: 4, RUNNER_ROLE: 2}
+RESTART_SECONDS = (0.5, 10.0)
+"""First and longest pause before an engine that lost its place starts anew."""
+
+logger = logging.getLogger(__name__)
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What every process of a fleet is made of."""
+
+    bus: Bus
+    redis: Redis
+    redis_prefix: str
+    codec: Codec
+    topics: Topics
+    roles: Mapping[str, Role]
+    credentials: Credentials
+    cache: Path
+    now: Callable[[], int] = now_ms
+
+    def store(self, name: str) -> RedisStore:
+        """Where the fold engine of this name keeps its states."""
+        return RedisStore(self.redis, self.redis_prefix, name)
+
+    def projection(self) -> StoredProjection:
+        """The projection, for readers."""
+        return StoredProjection(self.store(FILES), self.store(JOBS), self.topics.partitions)
+
+    def all_roles(self) -> tuple[str, ...]:
+        """Every role that has a queue, sorted."""
+        return tuple(sorted({*self.roles, *SERVICE_ROLES}))
+
+    def desk(self, agent_id: str) -> Desk:
+        """What a worker works with."""
+        return Desk(self.codec, self.topics, self.projection(), self.bus.reader(), self.now, agent_id)
+
+    async def prepare(self) -> None:
+        """Create the topics that are missing, and check those that are there.
+
+        Raises:
+            BadInput: a topic has another partition count than the settings say.
+            Unavailable: the broker can't be reached.
+        """
+        settings = {item.name: item.config for item in self.topics.settings(self.all_roles())}
+        await self.bus.create_topics(settings, self.topics.partitions)
+        for name, count in (await self.bus.partition_counts(list(settings))).items():
+            if count != self.topics.partitions:
+                raise BadInput(
+                    "partitions",
+                    f"topic {name} has {count} partitions, the settings say {self.topics.partitions}",
+                    f"Set CONVOY_PARTITIONS={count}, or use another CONVOY_PREFIX: a changed count "
+                    "would split the history of files",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process: its name, and what it runs until it is told to stop."""
+
+    name: str
+    instance: str
+    health: Health
+    run: Callable[[asyncio.Event], Awaitable[None]]
+
+
+def make_process(fleet: Fleet, kind: str, role: str, instance: str, registry: CollectorRegistry) -> Process:
+    """The process of a kind (`orchestrator`, `projector`, `detector`, `worker`).
+
+    Raises:
+        BadInput: no such kind or role, or the role can't be done as it is declared.
+    """
+    health, families = Health(time.monotonic), Families(registry)
+    codec, topics = fleet.codec, fleet.topics
+    folds: Mapping[str, Callable[[], tuple[FoldConsumer[Any], ...]]] = {
+        "orchestrator": lambda: (Orchestrator(codec, topics, partial(check, roles=fleet.roles)),),
+        "projector": lambda: (FileProjector(codec, topics), JobProjector(codec, topics)),
+        "detector": lambda: (Detector(codec, topics),),
+    }
+    if kind == "worker":
+        engines = [_pool(fleet, role, instance, families, health)]
+        return Process(role, instance, health, partial(_run_all, engines))
+    if kind not in folds:
+        raise BadInput("process", f"{kind!r} is none", f"Use one of {', '.join(folds)} or worker ROLE")
+    engines = [_fold(fleet, consumer, instance, families, health) for consumer in folds[kind]()]
+    return Process(kind, instance, health, partial(_run_all, engines))
+
+
+Engine = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def _fold(
+    fleet: Fleet, consumer: FoldConsumer[Any], instance: str, families: Families, health: Health
+) -> Engine:
+    metrics = EngineMetrics(families, consumer.name)
+    store: StateStore = fleet.store(consumer.name)
+
+    def make() -> FoldEngine[Any]:
+        return FoldEngine(
+            consumer,
+            fleet.bus,
+            store,
+            group=fleet.topics.group(consumer.name),
+            instance=instance,
+            codec=fleet.codec,
+            dead_letters=fleet.topics.dead_letters,
+            now=fleet.now,
+            metrics=metrics,
+            health=health,
+        )
+
+    return partial(_restarting, consumer.name, make, health)
+
+
+def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: Health) -> Engine:
+    metrics = EngineMetrics(families, role)
+    agent_id = f"{role}/{instance}"
+    slots = SERVICE_SLOTS[role] if role in SERVICE_ROLES else _role(fleet, role).concurrency
+    if role not in SERVICE_ROLES:
+        make_agent(_role(fleet, role), fleet.credentials)  # says now what is wrong with the role
+
+    def handler() -> Handler:
+        desk = fleet.desk(agent_id)
+        if role == GIT_ROLE:
+            return GitWorker(desk, fleet.codec, fleet.cache)
+        if role == RUNNER_ROLE:
+            return RunnerWorker(desk, fleet.codec, fleet.cache)
+        declared = _role(fleet, role)
+        return AgentWorker(declared, make_agent(declared, fleet.credentials), desk, fleet.codec)
+
+    def make() -> PoolEngine:
+        return PoolEngine(
+            handler(),
+            fleet.bus,
+            topic=fleet.topics.tasks(role),
+            group=fleet.topics.group(f"worker.{role}"),
+            instance=instance,
+            codec=fleet.codec,
+            dead_letters=fleet.topics.dead_letters,
+            now=fleet.now,
+            metrics=metrics,
+            health=health,
+            limits=PoolLimits(slots=slots),
+        )
+
+    return partial(_restarting, role, make, health)
+
+
+def _role(fleet: Fleet, role: str) -> Role:
+    try:
+        return fleet.roles[role]
+    except KeyError:
+        known = ", ".join(fleet.all_roles())
+        raise BadInput("role", f"there is no role {role!r}", f"Roles are: {known}") from None
+
+
+async def _run_all(engines: list[Engine], stop: asyncio.Event) -> None:
+    """Run the engines of one process; when one ends with an error, the others are told to stop."""
+
+    async def one(engine: Engine) -> None:
+        try:
+            await engine(stop)
+        finally:
+            stop.set()
+
+    await asyncio.gather(*(one(engine) for engine in engines))
+
+
+async def _restarting(
+    name: str,
+    make: Callable[[], FoldEngine[Any] | PoolEngine],
+    health: Health,
+    stop: asyncio.Event,
+) -> None:
+    """Run an engine, and start it anew when it lost its place: fenced, or its state or broker gone."""
+    shortest, longest = RESTART_SECONDS
+    pause = shortest
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            await make().run(stop)
+            return
+        except (BusError, Unavailable, RedisError, OSError) as error:
+            logger.warning("%s starts anew in %.1f s: %s", name, pause, error)
+            health.turned(progressed=False, behind=True)
+        pause = shortest if time.monotonic() - began > 60 else min(2 * pause, longest)
+        try:
+            await asyncio.wait_for(stop.wait(), pause)
+        except TimeoutError:
+            continue

@@ -1,0 +1,142 @@
+"""Reads `tasks.runner`, git and the projection, writes `events` and `jobs`: runs tests and checks.
+
+The service role `runner` executes what agents wrote, in the sandbox, on a private copy of the tree:
+the job's commit with everything on top that readers of the workspace see. What fails there is run
+on the bare commit too, since only the difference says something about the change.
+"""
+
+import asyncio
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import AgentError, BadInput, Unavailable
+from codeconvoy.schemas.events import Read, TestExecuted
+from codeconvoy.schemas.file_history import FileHistory
+from codeconvoy.schemas.job_facts import Checked, Tested
+from codeconvoy.schemas.tasks import CheckWork, RunWork, Task
+from codeconvoy.workers.desk import Desk, emitted, visible_of
+from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.git.source import open_source
+from codeconvoy.workers.roles.checkout import Checkouts, Overlay
+from codeconvoy.workers.roles.sandbox import Limits, Outcome, run
+
+OUTPUT_CHARS = 8_000
+
+
+class RunnerWorker:
+    """Does the tasks of the role `runner`."""
+
+    def __init__(self, desk: Desk, codec: Codec, cache: Path) -> None:
+        self._desk, self._codec, self._cache = desk, codec, cache
+        self._trees = tempfile.TemporaryDirectory(prefix="codeconvoy-trees-")
+        self._checkouts = Checkouts(Path(self._trees.name))
+
+    async def close(self) -> None:
+        """See `Handler`."""
+        await asyncio.to_thread(self._trees.cleanup)
+
+    async def handle(self, record: Record) -> Sequence[Outgoing]:
+        """See `Handler`."""
+        task = self._codec.decode(record.value, Task)
+        if await self._desk.is_void(task):
+            return ()
+        work = task.work
+        try:
+            if isinstance(work, RunWork):
+                outputs = await self._desk.unless_void(task, self._test(task, work))
+            elif isinstance(work, CheckWork):
+                outputs = await self._desk.unless_void(task, self._check(task, work))
+            else:
+                raise AgentError(f"role runner can't do {type(work).__name__}")
+            return outputs or ()
+        except (BadInput, AgentError) as error:
+            return self._desk.failed(
+                task, str(error), retryable=isinstance(error, AgentError) and error.retryable
+            )
+        except Unavailable as unavailable:
+            if unavailable.service == "projection":
+                raise
+            return self._desk.failed(task, str(unavailable), retryable=True)
+
+    async def _test(self, task: Task, work: RunWork) -> Sequence[Outgoing]:
+        histories = await self._tree(task)
+        test = histories.get(task.path)
+        if test is None or visible_of(test).content is None:
+            raise AgentError(f"{task.path} is not there any more", retryable=True)
+        command = work.command.replace("{python}", shlex.quote(sys.executable))
+        command = command.replace("{path}", shlex.quote(task.path))
+        whole = {path: _overlaid(history) for path, history in histories.items()}
+        here = await self._execute(task, work, whole, command)
+        base: Outcome | None = None
+        if here.sandbox != "none" and here.exit_code != 0:
+            base = await self._execute(task, work, {task.path: whole[task.path]}, command)
+        outcome = _outcome(here, base)
+        output = here.output_tail.decode("utf-8", "replace")[-OUTPUT_CHARS:]
+        payload = TestExecuted(
+            version=test.visible,
+            outcome=outcome,
+            exit_code=here.exit_code,
+            base_exit_code=base.exit_code if base else None,
+            duration_ms=here.duration_ms,
+            output_tail=output,
+            sandbox=here.sandbox,
+            unset_limits=here.unset_limits,
+        )
+        reads = tuple(
+            Read(path=path, event_id=histories[path].visible) for path in work.subjects if path in histories
+        )
+        event = self._desk.event(task, task.path, payload, reads=reads)
+        return self._desk.done(
+            task, (event,), Tested(event=emitted(event), outcome=outcome, detail=output[-2000:])
+        )
+
+    async def _check(self, task: Task, work: CheckWork) -> Sequence[Outgoing]:
+        histories = await self._tree(task)
+        whole = {path: _overlaid(history) for path, history in histories.items()}
+        outcome = await self._execute(task, work, whole, work.command)
+        result = Checked(
+            passed=outcome.exit_code == 0,
+            executed=outcome.sandbox != "none",
+            exit_code=outcome.exit_code,
+            detail=outcome.output_tail.decode("utf-8", "replace")[-OUTPUT_CHARS:],
+        )
+        return self._desk.done(task, (), result)
+
+    async def _tree(self, task: Task) -> dict[str, FileHistory]:
+        """All files of the workspace, at one moment."""
+        paths = sorted(
+            {*await self._desk.projection.paths(task.workspace), *([task.path] if task.path else [])}
+        )
+        return dict(await self._desk.snapshot(task, paths))
+
+    async def _execute(
+        self, task: Task, work: RunWork | CheckWork, overlay: Overlay, command: str
+    ) -> Outcome:
+        limits = Limits(wall_seconds=task.deadline_seconds / 3)
+        with tempfile.TemporaryDirectory(prefix="codeconvoy-tree-") as directory:
+            target = Path(directory, "tree")
+
+            def materialise() -> None:
+                source = open_source(work.repository, work.commit, self._cache)
+                self._checkouts.checkout(source, overlay, target)
+
+            await asyncio.to_thread(materialise)
+            return await run(command, target, limits, unsandboxed=work.unsandboxed)
+
+
+def _overlaid(history: FileHistory) -> tuple[bytes | None, bool]:
+    version = visible_of(history)
+    return version.content, version.executable
+
+
+def _outcome(here: Outcome, base: Outcome | None) -> str:
+    """What a run says of the change, as a difference from the base."""
+    if here.sandbox == "none":
+        return "not_executed"
+    if here.exit_code == 0:
+        return "passed"
+    return "regressed" if base is not None and base.exit_code == 0 else "failed"

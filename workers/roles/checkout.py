@@ -33,7 +33,7 @@ class Checkouts:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Keep commits below `directory`, which is this object's own."""
+        """Keep commits in `directory`: empty or not there yet, and nobody else's."""
         self._directory, self._lock = directory, threading.Lock()
         self._kept: dict[str, tuple[str, ...]] = {}
         """What was left out of each commit that is kept, the last used one at the end."""

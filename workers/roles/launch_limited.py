@@ -10,6 +10,7 @@ JSON list of their names.
 import json
 import os
 import resource
+import signal
 import sys
 
 
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> None:
                 held.append(limit)
         except (OSError, ValueError):  # the report lacks it
             continue
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and exec would hand that on
     os.write(plan["report"], json.dumps(held).encode())
     os.close(plan["report"])
     try:

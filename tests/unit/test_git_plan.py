@@ -1,8 +1,10 @@
 """Reads nothing, writes nothing: which commits follow from which histories, case by case."""
 
+import msgspec
 import pytest
 from codeconvoy.schemas.events import EventType
 from codeconvoy.schemas.file_history import Entry
+from codeconvoy.schemas.job_state import GIT_ROLE
 from codeconvoy.workers.git.plan import Commit, ImportPlan, import_parent, plan_commits
 
 from tests.git_repos import entry, forgotten, history_of
@@ -145,3 +147,14 @@ def test_a_tombstone_is_the_absence_of_the_file() -> None:
 def test_a_dead_import_is_no_parent() -> None:
     dead = entry(1, "d", ("i",), None, event_type=EventType.FILE_IMPORTED, live=False, shown=False)
     assert import_parent(history_of("a.py", IMPORTED, dead), b"x", False, "d").parent == "i"
+
+
+def test_a_deletion_that_was_imported_is_not_imported_again() -> None:
+    gone = msgspec.structs.replace(
+        entry(2, "gone", ("i",), None, event_type=EventType.FILE_DELETED, shown=False), role=GIT_ROLE
+    )
+    history = history_of(
+        "a.py", IMPORTED, entry(1, "b", ("i",), b"1"), gone, entry(3, "r", ("b", "gone"), b"1")
+    )
+    assert import_parent(history, None, False) == ImportPlan("gone")
+    assert import_parent(history, b"back", False) == ImportPlan("", "gone", needed=True)

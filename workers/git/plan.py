@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from codeconvoy.schemas.events import EventType
 from codeconvoy.schemas.file_history import Edit, Entry, FileHistory
+from codeconvoy.schemas.job_state import GIT_ROLE
 from codeconvoy.workers.git.trailers import Trailers
 
 
@@ -151,9 +152,15 @@ def _holds(edit: Edit | None, at_ref: tuple[bytes | None, bool]) -> bool:
 
 
 def _last_import(history: FileHistory) -> str:
+    """The newest import that counts: of content, or of the file's absence from git."""
     imports = [
         entry
         for entry in history.entries.values()
-        if entry.event_type is EventType.FILE_IMPORTED and entry.edit is not None and entry.edit.live
+        if entry.edit is not None
+        and entry.edit.live
+        and (
+            entry.event_type is EventType.FILE_IMPORTED
+            or (entry.event_type is EventType.FILE_DELETED and entry.role == GIT_ROLE)
+        )
     ]
     return max(imports, key=lambda entry: entry.seq).event_id if imports else ""

@@ -240,7 +240,7 @@ class TestExecuted(_Record, frozen=True, kw_only=True, tag_field="-type", tag="c
     version: str
     """The event whose content was executed."""
     outcome: str
-    """passed, failed, regressed (failed here, passed on the base), broken_before or not_executed."""
+    """passed, regressed (failed here, passed on the base), failed (on both) or not_executed."""
     exit_code: int
     base_exit_code: int | None
     duration_ms: int

@@ -297,8 +297,8 @@ def _after_run(step: Step, unit: Unit, states: list[TaskState]) -> None:
     if states[0].status is TaskStatus.FAILED or not isinstance(result, Tested):
         step.end_unit(unit, Stage.FAILED, f"tests could not be run: {states[0].reason}")
         return
-    if result.outcome in ("passed", "not_executed", "broken_before"):
-        note = "" if result.outcome == "passed" else f"tests: {result.outcome.replace('_', ' ')}"
+    if result.outcome in ("passed", "not_executed"):
+        note = "" if result.outcome == "passed" else "tests were not executed: no sandbox"
         _finish(step, unit, note)
         return
     feedback = f"the tests in {unit.test_path} {result.outcome}:\n{result.detail}"

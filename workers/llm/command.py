@@ -25,7 +25,6 @@ from codeconvoy.workers.roles.validators import STANDARD, Validator, objections,
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 MAX_STDERR_BYTES = 2_000
 """Of the end of what it writes there: what an error message repeats."""
-_CHUNK = 65_536
 TRY_AGAIN = 75
 """Exit status EX_TEMPFAIL of sysexits.h: the same task may be tried again."""
 
@@ -198,6 +197,53 @@ def _version(version: Version) -> dict[str, object]:
         return about | {"content_base64": base64.b64encode(version.content).decode()}
 
 
+class _Program(asyncio.SubprocessProtocol):
+    """What a running program has written so far.
+
+    A protocol and not `asyncio.subprocess`, whose `wait` returns only when all pipes are closed
+    (Python 3.11), which something that the program left behind may never do.
+    """
+
+    def __init__(self) -> None:
+        self.out, self.err = bytearray(), b""
+        self.pid = 0
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """The program is gone and its pipes are closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It was started."""
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self.pid = transport.get_pid()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """It wrote something; too much of it ends it."""
+        if fd == 2:
+            self.err = (self.err + data)[-MAX_STDERR_BYTES:]
+        elif not self.flooded:
+            self.out += data
+            if self.flooded:
+                self.kill()
+
+    @property
+    def flooded(self) -> bool:
+        """It wrote more than any answer may have."""
+        return len(self.out) > MAX_OUTPUT_BYTES
+
+    def process_exited(self) -> None:
+        """What it left behind goes with it."""
+        self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """All is over."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def kill(self) -> None:
+        """Kill it with its whole process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
 async def run(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
     """Run a program in a process group of its own, which is killed when this ends.
 
@@ -207,54 +253,22 @@ async def run(argv: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes]:
     Raises:
         AgentError: it can't be started, or it writes over `MAX_OUTPUT_BYTES`.
     """
-    pipe = asyncio.subprocess.PIPE
+    loop = asyncio.get_running_loop()
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
+        transport, program = await loop.subprocess_exec(_Program, *argv, start_new_session=True)
     except (OSError, ValueError) as error:
         raise AgentError(f"{argv[0]}: it can't be started: {error}") from error
-    assert process.stdin and process.stdout and process.stderr
     try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_feed(process.stdin, stdin))
-            out = group.create_task(_all(process.stdout, argv[0]))
-            err = group.create_task(_end(process.stderr))
-            await process.wait()
-            # What it left behind may hold the pipes open: it goes with it.
-            _kill(process.pid)
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        feed = transport.get_pipe_transport(0)
+        assert isinstance(feed, asyncio.WriteTransport)
+        feed.write(stdin)
+        feed.write_eof()
+        # Shielded: cancelling this call must not cancel the future that its clean-up waits for.
+        await asyncio.shield(program.ended)
     finally:
-        _kill(process.pid)
-        await asyncio.shield(process.wait())
-    return process.returncode or 0, out.result(), err.result()
-
-
-def _kill(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-
-
-async def _feed(stream: asyncio.StreamWriter, content: bytes) -> None:
-    # A program may answer without reading all of its input.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        stream.write(content)
-        await stream.drain()
-        stream.close()
-
-
-async def _all(stream: asyncio.StreamReader, name: str) -> bytes:
-    out = bytearray()
-    while chunk := await stream.read(_CHUNK):
-        out += chunk
-        if len(out) > MAX_OUTPUT_BYTES:
-            raise AgentError(f"{name}: it wrote over {MAX_OUTPUT_BYTES} bytes")
-    return bytes(out)
-
-
-async def _end(stream: asyncio.StreamReader) -> bytes:
-    tail = b""
-    while chunk := await stream.read(_CHUNK):
-        tail = (tail + chunk)[-MAX_STDERR_BYTES:]
-    return tail
+        program.kill()
+        transport.close()
+        await program.ended
+    if program.flooded:
+        raise AgentError(f"{argv[0]}: it wrote over {MAX_OUTPUT_BYTES} bytes")
+    return transport.get_returncode() or 0, bytes(program.out), program.err

@@ -249,7 +249,9 @@ def _region(text: Text, block: Block) -> Region:
         return trimmed(text, Region(start, start + len(search), replacement))
     search = next(search for search, _ in block.divisions())
     if found:
-        reason = "it has several ======= lines and can be read in more than one way: make smaller blocks."
+        reason = (
+            "it can be read in more than one way: keep ======= lines of the file out of it, or use WHOLE."
+        )
         raise _Flawed(Problem.SEVERAL_MATCHES, block.name, reason)
     if places := _places(text.lines, search):
         at = ", ".join(str(place + 1) for place in places[:10])

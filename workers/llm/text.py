@@ -93,11 +93,13 @@ def encode(text: Text, regions: Iterable[Region]) -> bytes:
         lines += ((line, end) for line in region.lines)
         at = region.stop
     lines += old[at:]
-    return _joined(lines, end, text.closed).encode(text.encoding) if lines else b""
+    return _joined(lines, end, text.closed).encode(text.encoding)
 
 
 def _joined(lines: Sequence[tuple[str, str]], usual: str, closed: bool) -> str:
     """All lines with an end, the last one as the file had it."""
+    if not lines:
+        return ""
     body = "".join(line + (end or usual) for line, end in lines[:-1])
     line, end = lines[-1]
     return body + line + ((end or usual) if closed else "")

@@ -6,6 +6,7 @@ files, Python that does not parse. A role may add its own (option `validators`).
 """
 
 import ast
+import codecs
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -72,7 +73,7 @@ def not_emptied(context: Context, answer: Answer) -> tuple[str, ...]:
     return tuple(
         f"{path!r} would be blank. To delete it, say so."
         for path, content, base in _written(context, answer)
-        if not content.strip() and (base is None or base.strip())
+        if _blank(content) and (base is None or not _blank(base))
     )
 
 
@@ -153,6 +154,10 @@ def _written(context: Context, answer: Answer) -> list[tuple[str, bytes, bytes |
         return []
     base = writable(context)
     return [(f.path, f.content, base.get(f.path)) for f in answer.files if f.content is not None]
+
+
+def _blank(content: bytes) -> bool:
+    return not content.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def syntax_error(content: bytes) -> str:

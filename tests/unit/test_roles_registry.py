@@ -1,0 +1,236 @@
+"""Which roles there are, who does them, and that what is wrong is said before the first task."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import pytest
+from codeconvoy.schemas.errors import BadInput
+from codeconvoy.workers.llm.agent import ModelAgent
+from codeconvoy.workers.llm.command import CommandAgent
+from codeconvoy.workers.llm.provider import Credentials, Provider
+from codeconvoy.workers.roles import agents, registry
+from codeconvoy.workers.roles.agents import make_agent
+from codeconvoy.workers.roles.registry import load_roles
+from codeconvoy.workers.roles.role import Agent, Answer, Context, Role, RoleKind
+
+MODEL = '[defaults]\nprovider = "openai"\nmodel = "m"\n'
+KEYS = {"openai": "k", "anthropic": "k"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str], Path]:
+    def write(content: str) -> Path:
+        path = tmp_path / "roles.toml"
+        path.write_text(content)
+        return path
+
+    return write
+
+
+def plain_role() -> Role:
+    """A role that an entry point names."""
+    return Role(name="docs", kind=RoleKind.EDIT, description="from a package", provider="mine")
+
+
+def several_roles() -> list[Role]:
+    return [plain_role(), Role(name="generator", kind=RoleKind.EDIT, description="mine", provider="mine")]
+
+
+def fails() -> Role:
+    raise ValueError("by test")
+
+
+A_ROLE = plain_role()
+NO_ROLE = "docs"
+
+
+class MyAgent:
+    """An agent of a provider from an entry point."""
+
+    def __init__(self, role: Role, credentials: Credentials) -> None:
+        self.role = role
+
+    async def work(self, context: Context) -> Answer:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+def objector(context: Context, answer: Answer) -> tuple[str, ...]:
+    return ("no",)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **names: str) -> None:
+    """Entry points of these groups, each by an attribute of this module."""
+    module = "tests.unit.test_roles_registry"
+    monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
+    points = EntryPoints(
+        EntryPoint("mine", f"{module}:{attribute}", f"codeconvoy.{group}")
+        for group, attribute in names.items()
+    )
+
+    def entry_points(*, group: str) -> EntryPoints:
+        return points.select(group=group)
+
+    for user in (registry, agents):
+        monkeypatch.setattr(user, "entry_points", entry_points)
+
+
+def test_what_ships() -> None:
+    roles = load_roles()
+    assert [roles[name].kind for name in ("generator", "reviewer", "tester", "merger", "planner")] == list(
+        RoleKind
+    )
+    codemods = {"pyupgrade", "isort", "unused-imports", "simplify", "comprehensions", "tidy"}
+    assert codemods | {"lint-reviewer", "api-tester"} <= set(roles)
+    assert all(role.name == name and role.description for name, role in roles.items())
+    for name in codemods | {"lint-reviewer", "api-tester"}:
+        make_agent(roles[name], {})
+
+
+def test_defaults_reach_the_roles_that_name_no_provider(file: Callable[[str], Path]) -> None:
+    roles = load_roles(file(MODEL + '[roles.tester]\nprovider = "anthropic"\nmodel = "n"\n'))
+    assert (roles["generator"].provider, roles["generator"].model) == ("openai", "m")
+    assert (roles["tester"].provider, roles["tester"].model) == ("anthropic", "n")
+    assert roles["isort"].provider == "codemod" and roles["isort"].model == ""
+    for name in ("generator", "tester"):
+        assert isinstance(make_agent(roles[name], KEYS), ModelAgent)
+
+
+def test_a_role_of_one_s_own(file: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "p.md").write_text("Write docstrings.")
+    entry = (
+        '[roles.docs]\nkind = "edit"\ndescription = "d"\nprovider = "command"\nprompt_file = "p.md"\n'
+        f'lens = "style"\nconcurrency = 2\noptions = {{ argv = ["{sys.executable}", "-c", "a b"] }}\n'
+    )
+    role = load_roles(file(entry))["docs"]
+    assert (role.prompt, role.lens, role.concurrency) == ("Write docstrings.", "style", 2)
+    agent = make_agent(role, {})
+    assert isinstance(agent, CommandAgent) and agent._argv == (sys.executable, "-c", "a b")
+
+
+def test_an_override_keeps_what_it_does_not_name(file: Callable[[str], Path]) -> None:
+    roles = load_roles(
+        file('[roles.isort]\nconcurrency = 9\n[roles.tidy]\nprovider = "openai"\nmodel = "m"\n')
+    )
+    shipped = load_roles()
+    assert roles["isort"].options == shipped["isort"].options and roles["isort"].concurrency == 9
+    assert roles["tidy"].options == {} and roles["tidy"].provider == "openai"
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "reason"),
+    [
+        ("[roles", "roles.toml", "not TOML"),
+        ("[rules.x]\n", "roles.toml", "unknown field `rules`"),
+        ('[roles.docs]\nkind = "edit"\nmodle = "m"\n', "roles.docs", "unknown field `modle`"),
+        ('[roles.docs]\nkind = "editor"\n', "roles.docs.kind", "'editor'"),
+        ('[roles.docs]\nmodel = "m"\n', "roles.docs.kind", "needs a kind"),
+        ('[roles.generator]\nkind = "review"\n', "roles.generator.kind", "of kind edit"),
+        ("[roles.generator]\nconcurrency = 0\n", "roles.generator.concurrency", "0 is not between"),
+        ('[roles.generator]\nconcurrency = "many"\n', "roles.generator.concurrency", "Expected"),
+        (
+            '[roles.generator]\nprompt = "a"\nprompt_file = "b"\n',
+            "roles.generator.prompt_file",
+            "prompt is given",
+        ),
+        ('[roles.generator]\nprompt_file = "none.md"\n', "roles.generator.prompt_file", "can't be read"),
+        ('[roles.Docs]\nkind = "edit"\n', "role", "'Docs' is not a role name"),
+        ("[defaults]\nmodels = 1\n", "defaults", "unknown field `models`"),
+        ("[roles.docs]\nkind = 'edit'\noptions = { argv = { a = 1 } }\n", "roles.docs.options", "Expected"),
+        ("roles = 3\n", "roles.toml.roles", "Expected"),
+    ],
+)
+def test_a_bad_file_is_told_by_field(
+    file: Callable[[str], Path], content: str, field: str, reason: str
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        load_roles(file(content))
+    assert field in caught.value.field and reason in caught.value.reason and caught.value.remedy
+
+
+def test_no_file() -> None:
+    with pytest.raises(BadInput, match="can't be read"):
+        load_roles(Path("none.toml"))
+
+
+def role(provider: str, model: str = "m", **options: str) -> Role:
+    return Role(name="r", kind=RoleKind.EDIT, description="", provider=provider, model=model, options=options)
+
+
+@pytest.mark.parametrize(
+    ("made", "field", "reason"),
+    [
+        (role(""), "roles.r.provider", "no provider is set"),
+        (role("gpt"), "roles.r.provider", "'gpt' is not known"),
+        (role("openai", model=""), "roles.r.model", "needs a model"),
+        (role("anthropic", key="team"), "roles.r.provider", "no key 'team'"),
+        (role("openai", base_url="http://h/v1", key="team"), "roles.r.provider", "no key 'team'"),
+        (role("openai", base_url="h:8000"), "roles.r.options.base_url", "can't be used"),
+        (role("openai", api="soap"), "roles.r.options.api", "can't be used"),
+        (role("openai", max_output_tokens="-1"), "roles.r.options.max_output_tokens", "can't be used"),
+        (role("openai", temperature="warm"), "roles.r.options.temperature", "can't be used"),
+        (role("anthropic", temperature="0"), "roles.r.options.temperature", "no option"),
+        (role("openai", validators="none"), "roles.r.options.validators", "'none' is not known"),
+        (role("command"), "roles.r.options.argv", "needs a program"),
+        (role("command", argv="'"), "roles.r.options.argv", "can't be split"),
+        (role("command", argv="no-such-program-here"), "roles.r.options.argv", "there is no program"),
+        (role("command", argv="sh", rules="x"), "roles.r.options.rules", "no option"),
+        (role("codemod", rules="none"), "roles.r.options.rules", "not a rule set"),
+    ],
+)
+def test_a_role_that_can_not_be_done_is_told_at_start(made: Role, field: str, reason: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        make_agent(made, KEYS)
+    assert caught.value.field == field and reason in caught.value.reason and caught.value.remedy
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_missing_key_is_told_at_start_unless_the_server_is_one_s_own(provider: str) -> None:
+    with pytest.raises(BadInput, match=f"no key '{provider}'"):
+        make_agent(role(provider), {})
+    assert isinstance(make_agent(role(provider, base_url="http://127.0.0.1:1/v1"), {}), ModelAgent)
+
+
+def test_a_model_s_provider_can_be_wrapped() -> None:
+    wrapped: list[str] = []
+
+    def wrap(role: Role, provider: Provider) -> Provider:
+        wrapped.append(f"{role.name} {provider.name}")
+        return provider
+
+    make_agent(role("openai"), KEYS, wrap=wrap)
+    assert wrapped == ["r openai"]
+
+
+@pytest.mark.parametrize("attribute", ["A_ROLE", "plain_role", "several_roles"])
+def test_roles_of_installed_packages(monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
+    install(monkeypatch, roles=attribute)
+    roles = load_roles()
+    assert roles["docs"].description == "from a package"
+    assert roles["generator"].provider == ("mine" if attribute == "several_roles" else "")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "reason"), [("NO_ROLE", "not Role"), ("missing", "it fails"), ("fails", "it fails")]
+)
+def test_a_package_whose_roles_fail_is_named(
+    monkeypatch: pytest.MonkeyPatch, attribute: str, reason: str
+) -> None:
+    install(monkeypatch, roles=attribute)
+    with pytest.raises(BadInput, match=reason) as caught:
+        load_roles()
+    assert "'mine'" in caught.value.field
+
+
+def test_providers_and_validators_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, providers="MyAgent", validators="objector")
+    agent: Agent = make_agent(role("mine"), {})
+    assert isinstance(agent, MyAgent)
+    model = make_agent(role("openai", validators="mine"), KEYS)
+    assert isinstance(model, ModelAgent) and model._validators[-1] is objector
+    with pytest.raises(BadInput, match="codemod, openai, anthropic, command, mine"):
+        make_agent(role("other"), {})

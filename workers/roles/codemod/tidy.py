@@ -104,13 +104,12 @@ class _Tidy(cst.CSTTransformer):
         ):
             return updated_node
         target = inner.comparisons[0]
-        opposite: cst.BaseCompOp
-        if isinstance(target.operator, cst.In):
-            opposite = cst.NotIn()
-        elif isinstance(target.operator, cst.Is):
-            opposite = cst.IsNot()
-        else:  # == and < may be anything's own methods
+        operator = target.operator
+        if not isinstance(operator, cst.In | cst.Is):  # == and < may be anything's own methods
             return updated_node
+        opposite = (cst.NotIn if isinstance(operator, cst.In) else cst.IsNot)(
+            whitespace_before=operator.whitespace_before, whitespace_after=operator.whitespace_after
+        )
         self.done["not-in"] += 1
         # Parentheses that hold a line break together stay; those of the whole do anyway.
         kept = "\n" in _code(inner)
@@ -213,7 +212,7 @@ def tidy(content: bytes, rules: Collection[str] = RULES) -> tuple[bytes, Mapping
         transformer = _Tidy(rules)
         changed = module.visit(transformer)
         return (changed.bytes if transformer.done else content), transformer.done
-    except (cst.ParserSyntaxError, UnicodeError, RecursionError) as error:
+    except (cst.ParserSyntaxError, SyntaxError, UnicodeError, RecursionError) as error:
         raise AgentError(f"libcst can't read it: {type(error).__name__}") from error
 
 

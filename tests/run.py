@@ -1,0 +1,110 @@
+"""Starts one Kafka and one Redis, runs every suite with pytest: what `make test` calls.
+
+    python -m tests.run [pytest options]
+
+Prints how long each suite took and, last, one line with the counts of all. A suite without tests
+is a failure, and so is a skipped test.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
+
+from codeconvoy.schemas.errors import ConvoyError
+
+from tests.services import kafka_for_tests, redis_for_tests
+
+SUITES = ("unit", "property", "simulation", "contract", "integration", "e2e")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one suite."""
+
+    name: str
+    seconds: float
+    exit_code: int
+    passed: int
+    failed: int
+    errors: int
+    skipped: int
+
+    @property
+    def good(self) -> bool:
+        return self.exit_code == 0 and self.passed > 0 and self.skipped == 0
+
+    @property
+    def counts(self) -> str:
+        found = {"failed": self.failed, "passed": self.passed, "skipped": self.skipped, "errors": self.errors}
+        return ", ".join(f"{count} {what}" for what, count in found.items() if count) or "no tests"
+
+
+@contextmanager
+def services(data: Path) -> Iterator[dict[str, str]]:
+    """The environment of a pytest that shall use one broker and one Redis."""
+    with kafka_for_tests(data / "kafka") as kafka, redis_for_tests(data / "redis") as redis_url:
+        yield {**os.environ, "CONVOY_TEST_KAFKA": kafka, "CONVOY_TEST_REDIS": redis_url}
+
+
+def run(suite: str, environment: dict[str, str], report: Path, options: Sequence[str]) -> Outcome:
+    """Run one suite, its output going where ours goes."""
+    print(f"\n===== {suite} =====", flush=True)
+    begun = time.monotonic()
+    argv = [sys.executable, "-m", "pytest", f"tests/{suite}", f"--junitxml={report}", *options]
+    exit_code = subprocess.run(argv, env=environment, check=False).returncode
+    seconds = time.monotonic() - begun
+    counted = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    if report.exists():
+        for found in ElementTree.parse(report).iter("testsuite"):
+            counted = {key: counted[key] + int(found.get(key, "0")) for key in counted}
+    bad = counted["failures"] + counted["errors"] + counted["skipped"]
+    return Outcome(
+        name=suite,
+        seconds=seconds,
+        exit_code=exit_code,
+        passed=counted["tests"] - bad,
+        failed=counted["failures"],
+        errors=counted["errors"],
+        skipped=counted["skipped"],
+    )
+
+
+def main(options: Sequence[str]) -> int:
+    """Run all suites and give the exit status: 0 where every test of every suite passed."""
+    begun = time.monotonic()
+    outcomes: list[Outcome] = []
+    with TemporaryDirectory(prefix="convoy-tests-") as directory:
+        try:
+            with services(Path(directory)) as environment:
+                for suite in SUITES:
+                    report = Path(directory) / f"{suite}.xml"
+                    outcomes.append(run(suite, environment, report, options))
+        except ConvoyError as error:
+            print(error, file=sys.stderr)
+            return 2
+    print()
+    for outcome in outcomes:
+        mark = "" if outcome.good else "  <- not good"
+        print(f"{outcome.name:<12} {outcome.seconds:7.1f} s  {outcome.counts}{mark}")
+    total = Outcome(
+        name="all",
+        seconds=time.monotonic() - begun,
+        exit_code=max(outcome.exit_code for outcome in outcomes),
+        passed=sum(outcome.passed for outcome in outcomes),
+        failed=sum(outcome.failed for outcome in outcomes),
+        errors=sum(outcome.errors for outcome in outcomes),
+        skipped=sum(outcome.skipped for outcome in outcomes),
+    )
+    print(f"{total.counts} in {total.seconds:.2f}s")
+    return 0 if all(outcome.good for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -13,13 +14,15 @@ from codeconvoy.schemas.errors import BusError, Fenced, Unavailable
 from codeconvoy.schemas.topics import MAX_MESSAGE_BYTES, PARTITIONER
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.limits import key_text
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaPartition
 
 T = TypeVar("T")
 Settings = dict[str, Any]
 
 _LOG = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.05
 
 _ALL = {
     # Short: the coordinator answers "still busy with the last transaction" to the next one, and a
@@ -29,6 +32,8 @@ _ALL = {
     "topic.metadata.refresh.interval.ms": 10_000,
     "logger": _LOG,
 }
+_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+_FENCING = (KafkaError._FENCED, KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 _CONSUMER = {
     "queued.min.messages": 200,
     "queued.max.messages.kbytes": 8_192,
@@ -111,10 +116,29 @@ class Complaints:
         return Unavailable(f"Kafka at {settings.get('bootstrap.servers')}", self.reason or str(error), remedy)
 
 
+def persist(call: Callable[[], T], seconds: float) -> T:
+    """Make a resumable call until it succeeds, fails for good, or `seconds` are over.
+
+    Raises:
+        KafkaException: the last failure.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except KafkaException as error:
+            problem = error.args[0]
+            # A conflict with another call of the same client is called retriable, but would stay.
+            passing = problem.retriable() and problem.code() != KafkaError._CONFLICT
+            passing = passing or problem.code() in _LEADERLESS
+            if not passing or time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
+
+
 def as_bus_error(error: KafkaError) -> BusError:
     """The error to raise for one that the client can't get over by itself."""
-    fenced = (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID)
-    return Fenced(error.str()) if error.code() in fenced else BusError(f"{error.name()}: {error.str()}")
+    return Fenced(error.str()) if error.code() in _FENCING else BusError(f"{error.name()}: {error.str()}")
 
 
 def _headers(message: "Message[bytes, bytes]") -> dict[str, bytes]:

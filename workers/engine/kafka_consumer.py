@@ -30,6 +30,7 @@ from codeconvoy.workers.engine.kafka_client import (
     as_kafka,
     as_record,
     from_kafka,
+    persist,
 )
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaPartition
@@ -39,6 +40,7 @@ _SLICE_SECONDS = 0.01
 _COMMITTED_SECONDS = 45.0
 """The broker holds back the offsets of a partition whose last owner left a transaction open, at most
 for its transaction timeout."""
+_RESET_SECONDS = 5.0
 _NOT_FATAL = frozenset(
     (
         KafkaError._MAX_POLL_EXCEEDED,  # `lost` is called, and the next poll joins again
@@ -205,16 +207,23 @@ class KafkaConsumer:
     def _seek(self, partition: TopicPartition, offset: int) -> None:
         if partition not in self._starts:
             raise BusError(f"{partition} is not assigned")
-        # Assigned anew rather than sought: only so the position starts again as well.
-        self._consumer.incremental_unassign([as_kafka(partition)])
-        self._start({partition: offset})
+        self._note_start({partition: offset})
+        self._consumer.seek(as_kafka(partition, offset))
 
-    def _start(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def _assign(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._note_start(offsets)
+        # The client gives up a partition in the background: its old position must not pass for the new.
+        deadline = time.monotonic() + _RESET_SECONDS
+        while any(known.offset >= 0 for known in self._consumer.position([as_kafka(at) for at in offsets])):
+            if time.monotonic() > deadline:
+                raise BusError("the client keeps the position of a partition that it gave up")
+        self._consumer.incremental_assign([as_kafka(at, offset) for at, offset in offsets.items()])
+
+    def _note_start(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._forget(offsets)
         for at, offset in offsets.items():
             self._starts[at] = offset
             self._turns[at] = self._turns.get(at, 0) + 1
-        self._consumer.incremental_assign([as_kafka(at, offset) for at, offset in offsets.items()])
 
     def _forget(self, partitions: Mapping[TopicPartition, Any]) -> None:
         for at in partitions:
@@ -225,7 +234,7 @@ class KafkaConsumer:
         try:
             committed = self._committed(partitions)
             starts = self._wait(self._listener.assigned(committed)) if committed else {}
-            self._start({at: starts[at] for at in committed})
+            self._assign({at: starts[at] for at in committed})
         except BaseException as error:  # noqa: BLE001 - raised by poll, where the caller is
             self._failure = self._failure or error
             self._consumer.incremental_assign([])
@@ -251,14 +260,10 @@ class KafkaConsumer:
     def _committed(self, partitions: list[KafkaPartition]) -> dict[TopicPartition, Committed | None]:
         if not partitions:
             return {}
-        deadline = time.monotonic() + _COMMITTED_SECONDS
-        while True:
-            try:
-                found = self._consumer.committed(partitions, timeout=5.0)
-                break
-            except KafkaException as error:
-                if time.monotonic() > deadline:
-                    raise as_bus_error(error.args[0]) from error
+        try:
+            found = persist(lambda: self._consumer.committed(partitions, timeout=5.0), _COMMITTED_SECONDS)
+        except KafkaException as error:
+            raise as_bus_error(error.args[0]) from error
         for one in found:
             if one.error is not None:
                 raise as_bus_error(one.error)

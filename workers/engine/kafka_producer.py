@@ -10,6 +10,7 @@ How librdkafka's errors map to what a caller may do:
   for a stale group token (`ILLEGAL_GENERATION`, `UNKNOWN_MEMBER_ID`, `STALE_MEMBER_EPOCH`): the
   producer is well, the member has to poll, to drop what is not its own any more, and to come again
   with a fresh token. A member that is really out then gets Fenced from `group_token`.
+- any other before the commit (a partition that does not exist): the same.
 - retriable (a broken connection, a time-out): the same call is made again; librdkafka resumes it. So a
   commit is never reported before its outcome is known.
 """
@@ -21,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from codeconvoy.schemas.errors import Aborted, BusError
 from codeconvoy.workers.engine.bus import Committed, GroupToken, Outgoing, TopicPartition
-from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error
+from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error, persist
 from codeconvoy.workers.engine.kafka_consumer import MemberToken
 from codeconvoy.workers.engine.limits import check_limits, key_bytes
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 
 _ANY_PARTITION = -1
@@ -45,6 +46,8 @@ class KafkaProducer:
         name = f"kafka-{settings['transactional.id']}"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._closed = False
+        self._broken: BusError | None = None
+        """Set when it was fenced, or left a transaction whose outcome it could not learn."""
 
     async def start(self) -> None:
         """Fence older producers of the same transactional id.
@@ -85,7 +88,7 @@ class KafkaProducer:
         """See `Producer.close`."""
         if not self._closed:
             self._closed = True
-            await self._on_thread(self._producer.close)
+            await self._on_thread(self._close)
             self._thread.shutdown(wait=False)
 
     async def _on_thread(self, work: Callable[[], object]) -> None:
@@ -94,6 +97,7 @@ class KafkaProducer:
             await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait([future])
+            future.exception()  # decided, but nobody is left to tell
             raise
 
     # All below runs on the producer's thread.
@@ -111,22 +115,28 @@ class KafkaProducer:
                     raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
 
     def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
+        if self._broken is not None:
+            raise type(self._broken)(str(self._broken))
         try:
             self._producer.begin_transaction()
             for output in outputs:
                 self._produce(output)
             if offsets:
-                self._resolve(
-                    lambda: self._producer.send_offsets_to_transaction(offsets, metadata, _CALL_SECONDS)
+                persist(
+                    lambda: self._producer.send_offsets_to_transaction(offsets, metadata, _CALL_SECONDS),
+                    _RESOLVE_SECONDS,
                 )
-            # Flushes first; a record that could not be delivered makes it abortable.
-            self._resolve(lambda: self._producer.commit_transaction(_CALL_SECONDS))
         except KafkaException as error:
-            problem = error.args[0]
-            if not problem.txn_requires_abort():
-                raise as_bus_error(problem) from error
-            self._abort()
-            raise Aborted(problem.str()) from error
+            self._abort(error.args[0])
+            raise Aborted(error.args[0].str()) from error
+        try:
+            # Flushes first; a record that could not be delivered makes it abortable.
+            persist(lambda: self._producer.commit_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
+        except KafkaException as error:
+            if not error.args[0].txn_requires_abort():
+                raise self._give_up(error.args[0]) from error
+            self._abort(error.args[0])
+            raise Aborted(error.args[0].str()) from error
 
     def _produce(self, output: Outgoing) -> None:
         partition = _ANY_PARTITION if output.partition is None else output.partition
@@ -143,19 +153,19 @@ class KafkaProducer:
             except BufferError:  # the client's queue is full: wait until some of it is delivered
                 self._producer.poll(0.05)
 
-    def _abort(self) -> None:
-        try:
-            self._resolve(lambda: self._producer.abort_transaction(_CALL_SECONDS))
-        except KafkaException as error:
-            raise as_bus_error(error.args[0]) from error
+    def _close(self) -> None:
+        # A broken client has a transaction that it can't end: closing it would only complain.
+        if self._broken is None:
+            self._producer.close()
 
-    def _resolve(self, call: Callable[[], object]) -> None:
-        """Make a resumable call until it succeeds or fails for good."""
-        deadline = time.monotonic() + _RESOLVE_SECONDS
-        while True:
-            try:
-                call()
-                return
-            except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > deadline:
-                    raise
+    def _abort(self, cause: KafkaError) -> None:
+        if cause.fatal() or cause.code() == KafkaError._FATAL:
+            raise self._give_up(cause)
+        try:
+            persist(lambda: self._producer.abort_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
+        except KafkaException as error:
+            raise self._give_up(error.args[0]) from error
+
+    def _give_up(self, problem: KafkaError) -> BusError:
+        self._broken = as_bus_error(problem)
+        return self._broken

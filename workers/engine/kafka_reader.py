@@ -14,11 +14,13 @@ from codeconvoy.workers.engine.kafka_client import (
     as_bus_error,
     as_kafka,
     as_record,
+    persist,
     reader_settings,
 )
 from confluent_kafka import Consumer, KafkaException, Message
 
 _SLICE_SECONDS = 0.05
+_CALL_SECONDS = 5.0
 _WATERMARK_SECONDS = 10.0
 
 
@@ -72,7 +74,11 @@ class KafkaReader:
 
     def _watermarks(self, partition: TopicPartition) -> tuple[int, int]:
         try:
-            low, high = self._ends.get_watermark_offsets(as_kafka(partition), timeout=_WATERMARK_SECONDS)
+            # A topic that is just being created has no leader for a moment.
+            low, high = persist(
+                lambda: self._ends.get_watermark_offsets(as_kafka(partition), timeout=_CALL_SECONDS),
+                _WATERMARK_SECONDS,
+            )
         except KafkaException as error:
             raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
         return low, high

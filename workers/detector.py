@@ -164,8 +164,7 @@ class Detector:
         policy = _policy(history, heads)
         outcome = _resolve(history, heads, policy.strategies, policy.default, ())
         if isinstance(outcome, ClaimNeeded) and len(heads) > 2:
-            # Agents and people join two heads at a time; the others follow one by one.
-            heads = heads[:2]
+            heads = _pair(history)
             outcome = _resolve(history, heads, policy.strategies, policy.default, ())
         return self._claim(report, tuple(sorted(heads)), outcome, 1, policy)
 
@@ -412,17 +411,33 @@ class _Report:
         )
 
 
+def _pair(history: FileHistory) -> tuple[str, ...]:
+    """The two heads to join first, where all at once is too much: agents and people join two at a
+    time. One is what readers see, or grew from it; the others join it one by one, in log order, so
+    that each agent finds its own edit on its side and nothing else."""
+    trunk = next(
+        (head for head in history.heads if history.visible in history.ancestors((head,))), history.heads[0]
+    )
+    others = [head for head in history.heads if head != trunk]
+    return trunk, min(others, key=lambda head: history.entries[head].seq)
+
+
 def reworkable(history: FileHistory, heads: tuple[str, ...]) -> Entry | None:
-    """The latest agent's edit that the heads do not share: its author can reconcile them. What
-    came from git, or from the detector, has nobody behind it that could."""
+    """The agent's edit whose author is asked to reconcile: the latest that is a head itself, for
+    that is all that its side holds; else the latest that the heads do not share. What came from
+    git, or from the detector, has nobody behind it that could."""
     lines = [history.ancestors((head,)) for head in heads]
-    apart = set().union(*lines) - lines[0].intersection(*lines[1:])
+    apart = set[str]().union(*lines) - lines[0].intersection(*lines[1:])
     entries = (history.entries[event_id] for event_id in apart)
     return max(
         (entry for entry in entries if entry.role not in (NAME, GIT_ROLE)),
-        key=lambda entry: (entry.event_id in heads, entry.seq),
+        key=lambda entry: (entry.event_id in heads and _is_plain(entry), entry.seq),
         default=None,
     )
+
+
+def _is_plain(entry: Entry) -> bool:
+    return entry.event_type is not EventType.CONFLICT_RESOLVED
 
 
 def _head_of(history: FileHistory, heads: tuple[str, ...], entry: Entry) -> str:

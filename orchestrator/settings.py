@@ -45,10 +45,15 @@ class Settings(BaseSettings):
     """Of every topic, fixed when they are created."""
     roles: Path | None = None
     """A TOML file with roles of one's own."""
+    data: Path = Path(".convoy")
+    """Directory of `convoy up`: logs, a local broker's data, and fleet.json, which says where broker and
+    Redis are where CONVOY_KAFKA and CONVOY_REDIS don't."""
     cache: Path = Field(default_factory=lambda: Path.home() / ".cache" / "codeconvoy")
     """Directory for mirrors of repositories, and for a local broker's jars."""
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
-    """Port of /metrics and /health; 0: a free one."""
+    """Port of /metrics and /healthz; 0: a free one."""
+    metrics_host: str = "127.0.0.1"
+    """Address that they listen on; in a container 0.0.0.0."""
     schema_registry: str = ""
     """URL of a schema registry; empty: single-object framing, which needs none."""
     group_protocol: Literal["classic", "consumer"] = "classic"

@@ -1,0 +1,72 @@
+"""Reads the settings, writes to the terminal: what the commands share.
+
+Results go to stdout, everything else to stderr, so that `-o json` can be piped into a program.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from codeconvoy.orchestrator.connection import connect, redis_unavailable
+from codeconvoy.orchestrator.fleet import Fleet
+from codeconvoy.orchestrator.settings import load_settings
+from redis.exceptions import RedisError
+from rich.console import Console
+
+T = TypeVar("T")
+
+
+class Output(StrEnum):
+    """How a command prints its result."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="text for people, json for programs.")]
+
+
+def stdout() -> Console:
+    """The console of results. Text that is not for a terminal is not wrapped."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    return console
+
+
+def stderr() -> Console:
+    """The console of everything else."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on one line of stdout, at once: a reader may be waiting for it."""
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere (a path, a reason, a model's words) that can't steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def with_fleet(work: Callable[[Fleet], Awaitable[T]]) -> T:
+    """Connect as the settings say, do the work, close.
+
+    Raises:
+        ConvoyError: whatever the work raises, and Unavailable where Redis failed meanwhile.
+    """
+
+    async def run() -> T:
+        async with connect(load_settings(), os.environ) as fleet:
+            return await work(fleet)
+
+    try:
+        return asyncio.run(run())
+    except RedisError as error:
+        raise redis_unavailable(error) from error

@@ -1,0 +1,148 @@
+"""Reads the settings, writes nothing itself: `convoy orchestrator | projector | detector | worker`."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Annotated
+
+import typer
+from codeconvoy.orchestrator.connection import connect, redis_unavailable
+from codeconvoy.orchestrator.fleet import make_process
+from codeconvoy.orchestrator.settings import load_settings
+from codeconvoy.orchestrator.status_server import StatusServer
+from prometheus_client import CollectorRegistry
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from redis.exceptions import RedisError
+
+PANEL = "Processes of a fleet"
+NO_METRICS = -1
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+InstanceOption = Annotated[
+    str,
+    typer.Option(
+        help="Names this process among those of its kind, the same after a restart. "
+        "Two at once with one name: the older one is fenced off. Default: host and process id."
+    ),
+]
+MetricsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=NO_METRICS,
+        max=65_535,
+        help="Port of /metrics and /healthz; 0: a free one; -1: none. Default: CONVOY_METRICS_PORT.",
+    ),
+]
+SupervisedOption = Annotated[
+    bool, typer.Option(hidden=True, help="Drain also when standard input closes: the parent is gone.")
+]
+
+
+def orchestrator(
+    instance: InstanceOption = "", metrics_port: MetricsOption = None, supervised: SupervisedOption = False
+) -> None:
+    """Drive jobs: read the jobs log, hand out tasks.
+
+    convoy orchestrator --metrics-port 9100
+    """
+    run_process("orchestrator", "", instance, metrics_port, supervised)
+
+
+def projector(
+    instance: InstanceOption = "", metrics_port: MetricsOption = None, supervised: SupervisedOption = False
+) -> None:
+    """Keep the projection in Redis up to the logs.
+
+    convoy projector --metrics-port 9101
+    """
+    run_process("projector", "", instance, metrics_port, supervised)
+
+
+def detector(
+    instance: InstanceOption = "", metrics_port: MetricsOption = None, supervised: SupervisedOption = False
+) -> None:
+    """Find conflicts and settle them; report every verdict to its job.
+
+    convoy detector --metrics-port 9102
+    """
+    run_process("detector", "", instance, metrics_port, supervised)
+
+
+def worker(
+    role: Annotated[str, typer.Argument(help="A role of `convoy roles`, or git or runner.")],
+    instance: InstanceOption = "",
+    metrics_port: MetricsOption = None,
+    supervised: SupervisedOption = False,
+) -> None:
+    """Do the tasks of a role. Start as many as you like, on any machine.
+
+    convoy worker generator
+
+    convoy worker git --instance git-0
+    """
+    run_process("worker", role, instance, metrics_port, supervised)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (orchestrator, projector, detector, worker):
+        app.command(rich_help_panel=PANEL)(command)
+
+
+def run_process(kind: str, role: str, instance: str, metrics_port: int | None, supervised: bool) -> None:
+    """Run one process of the fleet until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        BadInput: a setting, the role, or the partition count of a topic.
+        Unavailable: broker, Redis or the metrics port can't be used.
+    """
+    settings = load_settings()
+    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format=LOG_FORMAT)
+    port = settings.metrics_port if metrics_port is None else metrics_port
+    name = instance or f"{socket.gethostname()}-{os.getpid()}"
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        _stop_on_signals(stop, supervised)
+        async with connect(settings, os.environ) as fleet:
+            await fleet.prepare()
+            registry = CollectorRegistry()
+            ProcessCollector(registry=registry)
+            PlatformCollector(registry=registry)
+            process = make_process(fleet, kind, role, name, registry)
+            server = None
+            if port != NO_METRICS:
+                server = StatusServer(registry, process.health, settings.metrics_host, port)
+                logging.info("metrics and health at http://%s:%d", settings.metrics_host, server.port)
+            logging.info("%s %s runs", process.name, name)
+            try:
+                await process.run(stop)
+            finally:
+                if server is not None:
+                    server.close()
+            logging.info("%s %s has drained", process.name, name)
+
+    try:
+        asyncio.run(run())
+    except RedisError as error:
+        raise redis_unavailable(error) from error
+
+
+def _stop_on_signals(stop: asyncio.Event, supervised: bool) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if supervised:
+        threading.Thread(target=_stop_at_end_of_input, args=(loop, stop), daemon=True).start()
+
+
+def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """On a thread: a supervisor that was killed can't stop its children; its end of the pipe closes."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    loop.call_soon_threadsafe(stop.set)

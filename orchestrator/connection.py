@@ -1,0 +1,216 @@
+"""Reads the settings and DIR/fleet.json, writes fleet.json: how a command finds its fleet.
+
+`convoy up` writes down where its broker and Redis are; any other command that is run in the same
+directory finds them there, unless CONVOY_KAFKA or CONVOY_REDIS says otherwise.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet
+from codeconvoy.orchestrator.settings import Settings
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import BadInput, Unavailable
+from codeconvoy.schemas.registry import ConfluentRegistry
+from codeconvoy.schemas.topics import Topics
+from codeconvoy.workers.engine.kafka_bus import KafkaBus
+from codeconvoy.workers.llm.provider import Credentials
+from codeconvoy.workers.roles.registry import load_roles
+from codeconvoy.workers.roles.role import Role
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+FLEET_FILE = "fleet.json"
+CONNECT_SECONDS = 3.0
+REDIS_SECONDS = 10.0
+"""For one command; a slower Redis is as good as none."""
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a fleet's broker and Redis are: what fleet.json holds."""
+
+    kafka: str
+    """Bootstrap servers."""
+    redis: str
+    """URL."""
+    prefix: str
+    partitions: int
+    embedded: bool = False
+    """The broker is librdkafka's mock cluster."""
+    pid: int = 0
+    """Of the `convoy up` that wrote it."""
+
+
+def write_connection(data: Path, connection: Connection) -> None:
+    """Write fleet.json, whole or not at all, for its owner only: a Redis URL may hold a password."""
+    data.mkdir(parents=True, exist_ok=True)
+    partial = data / f".{FLEET_FILE}.{os.getpid()}"
+    partial.touch(mode=0o600)
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(connection), indent=2) + b"\n")
+    partial.replace(data / FLEET_FILE)
+
+
+def forget_connection(data: Path) -> None:
+    """Remove fleet.json."""
+    with suppress(FileNotFoundError):
+        (data / FLEET_FILE).unlink()
+
+
+def read_connection(data: Path) -> Connection | None:
+    """What fleet.json says; None where there is none.
+
+    Raises:
+        BadInput: it can't be read.
+    """
+    path = data / FLEET_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Connection)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadInput(str(path), f"it can't be read: {error}", "Remove it") from error
+
+
+def find_connection(settings: Settings) -> Connection:
+    """Broker and Redis: those of the settings, else those of fleet.json.
+
+    A broker that is not the file's never goes with the file's Redis: the state in Redis names
+    offsets of its own broker's log.
+
+    Raises:
+        Unavailable: neither says where they are.
+        BadInput: fleet.json can't be read.
+    """
+    given = settings.model_fields_set
+    found = read_connection(settings.data)
+    if found is not None and settings.kafka in ("", found.kafka):
+        return Connection(
+            kafka=found.kafka,
+            redis=settings.redis or found.redis,
+            prefix=settings.prefix if "prefix" in given else found.prefix,
+            partitions=settings.partitions if "partitions" in given else found.partitions,
+            embedded=found.embedded,
+            pid=found.pid,
+        )
+    remedy = "or run `convoy up` in this directory, which finds or starts one"
+    if not settings.kafka:
+        raise Unavailable("Kafka", "no broker is set", f"Set CONVOY_KAFKA=HOST:PORT, {remedy}")
+    if not settings.redis:
+        raise Unavailable("Redis", "no Redis is set", f"Set CONVOY_REDIS=redis://HOST:PORT/0, {remedy}")
+    return Connection(
+        kafka=settings.kafka, redis=settings.redis, prefix=settings.prefix, partitions=settings.partitions
+    )
+
+
+def kafka_settings(settings: Settings, kafka: str) -> Mapping[str, str]:
+    """librdkafka's settings of every client."""
+    options = {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in settings.kafka_options.items()
+    }
+    return {"group.protocol": settings.group_protocol, **options, "bootstrap.servers": kafka}
+
+
+def credentials_of(
+    settings: Settings, roles: Mapping[str, Role], environment: Mapping[str, str]
+) -> Credentials:
+    """The keys that the roles may use, by name.
+
+    Those of OpenAI and Anthropic are settings; one that a role's option `key` names is
+    NAME_API_KEY in the environment.
+    """
+    keys = {"openai": settings.openai_api_key, "anthropic": settings.anthropic_api_key}
+    found = {name: key.get_secret_value() for name, key in keys.items() if key is not None}
+    for name in {role.options["key"] for role in roles.values() if "key" in role.options} - found.keys():
+        if value := environment.get(f"{name.upper().replace('-', '_')}_API_KEY"):
+            found[name] = value
+    return found
+
+
+def roles_of(settings: Settings) -> Mapping[str, Role]:
+    """The roles of this fleet; those of a model at the URL that the settings give, if they give one.
+
+    Raises:
+        BadInput: the roles file or one of its fields can't be used.
+    """
+    urls = {"openai": settings.openai_base_url, "anthropic": settings.anthropic_base_url}
+
+    def located(role: Role) -> Role:
+        url = urls.get(role.provider)
+        return replace(role, options={"base_url": url, **role.options}) if url else role
+
+    return {name: located(role) for name, role in load_roles(settings.roles).items()}
+
+
+def open_redis(url: str) -> Redis:
+    """A client that never sends a command twice and never waits for ever.
+
+    Raises:
+        BadInput: it is no URL of a Redis.
+    """
+    try:
+        return Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=REDIS_SECONDS,
+        )
+    except ValueError as error:
+        # The URL may hold a password, and so may the error's text.
+        raise BadInput("CONVOY_REDIS", "it is no Redis URL", "Write redis://HOST:PORT/0") from error
+
+
+async def check_redis(redis: Redis) -> None:
+    """See that Redis answers.
+
+    Raises:
+        Unavailable: it does not.
+    """
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        raise redis_unavailable(error) from error
+
+
+def redis_unavailable(error: Exception) -> Unavailable:
+    """What to tell when Redis failed."""
+    return Unavailable("Redis", str(error) or type(error).__name__, "Check CONVOY_REDIS and that it runs")
+
+
+@asynccontextmanager
+async def connect(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[Fleet]:
+    """The fleet that the settings mean; its clients are closed at the end.
+
+    Raises:
+        BadInput: a setting or a role can't be used.
+        Unavailable: the broker, Redis or the schema registry does not answer, or none is set.
+    """
+    found = find_connection(settings)
+    topics = Topics(found.prefix, found.partitions)
+    roles = roles_of(settings)
+    registry = ConfluentRegistry.connect(settings.schema_registry) if settings.schema_registry else None
+    codec = Codec.create(registry, topics, (*roles, *SERVICE_ROLES))
+    bus = KafkaBus(kafka_settings(settings, found.kafka), embedded=found.embedded)
+    redis = open_redis(found.redis)
+    fleet = Fleet(
+        bus=bus,
+        redis=redis,
+        redis_prefix=found.prefix,
+        codec=codec,
+        topics=topics,
+        roles=roles,
+        credentials=credentials_of(settings, roles, environment),
+        cache=settings.cache,
+    )
+    try:
+        await check_redis(redis)
+        yield fleet
+    finally:
+        await bus.close()
+        await redis.aclose()

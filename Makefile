@@ -3,6 +3,7 @@ PYTHON ?= python3
 BROKER ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PACKAGES := schemas workers orchestrator
 COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--strip-extras --allow-unsafe

@@ -35,8 +35,8 @@ from codeconvoy.schemas.events import (
     Strategy,
     Tried,
 )
-from codeconvoy.schemas.file_fold import Judged, fold, lowest_common_ancestor
-from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory
+from codeconvoy.schemas.file_fold import MAX_ATTEMPTS, Judged, Verdict, fold, lowest_common_ancestor
+from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory, Reader
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import (
     EventJudged,
@@ -55,9 +55,18 @@ from codeconvoy.workers.engine import fold_engine
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.projector import empty_history
 from codeconvoy.workers.resolution.overlap import overlapping
-from codeconvoy.workers.resolution.strategies import ClaimNeeded, Outcome, Resolved, resolve
+from codeconvoy.workers.resolution.strategies import (
+    CLAIMS,
+    WRITER_WINS,
+    ClaimNeeded,
+    Outcome,
+    Resolved,
+    resolve,
+)
 
 NAME = "detector"
+MAX_REASON = 2_000
+"""Characters of a reason that are kept of what somebody else wrote."""
 IMMEDIATE_SECONDS = 60
 """Deadline of a claim whose resolution is written together with it: never reached in practice."""
 _UNREPORTED = frozenset(
@@ -72,10 +81,12 @@ _UNREPORTED = frozenset(
 
 
 class DetectorState(msgspec.Struct, frozen=True, kw_only=True):
-    """A file's history, and the CONFLICT_DETECTED that was written and has not come back yet."""
+    """A file's history, and the conflict on which something was written that has not come back yet."""
 
     history: FileHistory
     awaited: str = ""
+    """Its id. Nothing is decided meanwhile: a decision that an edit has overtaken would be followed
+    by the next one before its own resolution is back, which overtakes that in turn, for ever."""
 
 
 class Detector:
@@ -133,18 +144,18 @@ class Detector:
         history, judged = fold(before, event)
         if judged[0][1].kind is VerdictKind.DUPLICATE:
             return state, ()
-        report = _Report(self, before, history, record, now)
-        report.reads_of(event)
+        report = _Report(self, before, history, event, record, now)
+        report.reads()
         for verdict in judged:
             report.verdict(verdict)
-        report.claims(event)
-        awaited = "" if state.awaited == event.event_id else state.awaited
+        report.claims()
+        awaited = _awaited_after(state.awaited, event)
         if not awaited:
             awaited = self._act(report, event, judged)
         return DetectorState(history=history, awaited=awaited), report.outputs
 
     def _act(self, report: "_Report", event: Event, judged: tuple[Judged, ...]) -> str:
-        """Open a conflict, or move one on. The id of what is awaited then, or the empty string."""
+        """Open a conflict, or move one on. The id of the conflict then, or the empty string."""
         history = report.after
         if history.claim is None:
             return self._open(report) if history.forked else ""
@@ -169,9 +180,11 @@ class Detector:
         return self._claim(report, tuple(sorted(heads)), outcome, 1, policy)
 
     def _next(self, report: "_Report", claim: Claim, reason: str) -> str:
-        tried = (*claim.tried, Tried(strategy=claim.strategy, reason=reason))
+        tried = (*claim.tried, Tried(strategy=claim.strategy, reason=reason[:MAX_REASON]))
         policy = _policy(report.after, claim.heads)
-        outcome = _resolve(report.after, claim.heads, claim.remaining, claim.default, tried)
+        # The last attempt that the fold allows must settle it, or the claim would never end.
+        remaining = claim.remaining if claim.attempt + 1 < MAX_ATTEMPTS else ()
+        outcome = _resolve(report.after, claim.heads, remaining, claim.default, tried)
         return self._claim(report, claim.heads, outcome, claim.attempt + 1, policy)
 
     def _claim(
@@ -198,15 +211,16 @@ class Detector:
         event_id = ids.derived("conflict-detected", conflict_id, attempt)
         report.outputs.append(self._event(author, event_id, detected, now))
         if isinstance(outcome, Resolved):
-            report.outputs.append(self._resolution(author, history, outcome, conflict_id, policy, now))
-        return event_id
+            resolved = self._resolution(author, history, outcome, detected, policy, now)
+            report.outputs.append(resolved)
+        return conflict_id
 
     def _resolution(
         self,
         author: "_Author",
         history: FileHistory,
         outcome: Resolved,
-        conflict_id: str,
+        detected: ConflictDetected,
         policy: Policy,
         now: int,
     ) -> Outgoing:
@@ -216,13 +230,13 @@ class Detector:
             patch=make_patch(
                 first.content if first else None, candidate.content, executable=candidate.executable
             ),
-            conflict_id=conflict_id,
+            conflict_id=detected.conflict_id,
             strategy=outcome.strategy,
             tried=outcome.tried,
             losers=candidate.losers,
             summary=candidate.summary,
         )
-        event_id = ids.derived("resolution", conflict_id, outcome.strategy)
+        event_id = ids.derived("resolution", detected.conflict_id, detected.attempt)
         return self._event(author, event_id, resolved, now, candidate.parents, policy)
 
     def _event(
@@ -258,16 +272,16 @@ class Detector:
         author = _Author(event.workspace, read.path, event.job_id, event.task_id, event.round)
         return self._event(author, ids.derived("read-noted", event.event_id, read.path), payload, now)
 
-    def context_stale(self, history: FileHistory, entry: Entry, note: "_Note", now: int) -> Outgoing:
+    def context_stale(self, history: FileHistory, reader: Reader, now: int) -> Outgoing:
         """The mark on the reader's file."""
         payload = ContextStale(
-            reader_event=note.reader_event,
+            reader_event=reader.reader_event,
             read_path=history.path,
-            read_version=note.version,
+            read_version=reader.version,
             head=history.visible,
         )
-        author = _Author(history.workspace, note.reader_path, entry.job_id, entry.task_id, entry.round)
-        event_id = ids.derived("context-stale", note.reader_event, history.path)
+        author = _Author(history.workspace, reader.reader_path, reader.job_id, reader.task_id, reader.round)
+        event_id = ids.derived("context-stale", reader.reader_event, history.path)
         return self._event(author, event_id, payload, now)
 
     def fact(self, job_id: str, payload: FactPayload, now: int, *identity: str | int) -> Outgoing:
@@ -299,44 +313,49 @@ class _Author(msgspec.Struct, frozen=True):
         return _Author(history.workspace, history.path, later.job_id, conflict_id, 1)
 
 
-class _Note(msgspec.Struct, frozen=True):
-    """Who noted which version of a file."""
-
-    reader_event: str
-    reader_path: str
-    version: str
-
-
 class _Report:
     """What one event brings about: collects what is to be written."""
 
     def __init__(
-        self, detector: Detector, before: FileHistory, after: FileHistory, record: Record, now: int
+        self,
+        detector: Detector,
+        before: FileHistory,
+        after: FileHistory,
+        event: Event,
+        record: Record,
+        now: int,
     ) -> None:
         self.detector, self.before, self.after = detector, before, after
-        self.record, self.now = record, now
+        self.event, self.record, self.now = event, record, now
         self.outputs: list[Outgoing] = []
 
-    def reads_of(self, event: Event) -> None:
+    def reads(self) -> None:
         """Note the event's read set on the files that were read."""
+        event = self.event
         self.outputs.extend(self.detector.read_noted(event, read, self.now) for read in event.reads)
-        if isinstance(event.payload, ReadNoted):
-            payload = event.payload
-            self._note = _Note(payload.reader_event, payload.reader_path, payload.version)
 
     def verdict(self, judged: Judged) -> None:
         """Tell the job of an event what became of it."""
         event_id, verdict = judged
+        if verdict.kind is VerdictKind.OUTDATED:
+            # Its entry may be forgotten by now; what it said is remembered as long as it matters.
+            reader = next(reader for reader in self.before.readers if reader.noted_by == event_id)
+            if reader.reader_event == event_id:
+                self._event_judged(event_id, reader, verdict)
+            else:
+                self._read_judged(reader, verdict.kind)
+            return
         entry = self.after.entries[event_id]
-        if entry.event_type is EventType.READ_NOTED:
-            self._read_verdict(entry, verdict.kind)
-            return
-        if entry.event_type in _UNREPORTED:
-            return
+        if isinstance(self.event.payload, ReadNoted):
+            self._read_judged(_reader_of(self.event, self.event.payload), verdict.kind)
+        elif entry.event_type not in _UNREPORTED:
+            self._event_judged(event_id, entry, verdict)
+
+    def _event_judged(self, event_id: str, by: Entry | Reader, verdict: Verdict) -> None:
         payload = EventJudged(
             event_id=event_id,
-            task_id=entry.task_id,
-            round=entry.round,
+            task_id=by.task_id,
+            round=by.round,
             path=self.after.path,
             verdict=verdict.kind,
             reason=verdict.reason,
@@ -345,32 +364,25 @@ class _Report:
             partition=self.record.partition,
             offset=self.record.offset,
         )
-        self._tell({entry.job_id}, payload, event_id, verdict.kind)
+        self._tell({by.job_id}, payload, event_id, verdict.kind)
 
-    def _read_verdict(self, entry: Entry, kind: VerdictKind) -> None:
+    def _read_judged(self, reader: Reader, kind: VerdictKind) -> None:
         """Answer whether what was read is (still) what readers see."""
-        note = self._noted_by(entry.event_id)
         fresh = kind is VerdictKind.NOTED
         payload = ReadJudged(
-            reader_event=note.reader_event,
+            reader_event=reader.reader_event,
             read_path=self.after.path,
-            version=note.version,
+            version=reader.version,
             fresh=fresh,
             head=self.after.visible,
         )
         if not fresh:
-            self.outputs.append(self.detector.context_stale(self.after, entry, note, self.now))
-        self._tell({entry.job_id}, payload, entry.event_id, kind)
+            self.outputs.append(self.detector.context_stale(self.after, reader, self.now))
+        self._tell({reader.job_id}, payload, reader.noted_by, kind)
 
-    def _noted_by(self, event_id: str) -> _Note:
-        for reader in self.before.readers:
-            if reader.noted_by == event_id:
-                return _Note(reader.reader_event, reader.reader_path, reader.version)
-        return self._note
-
-    def claims(self, event: Event) -> None:
+    def claims(self) -> None:
         """Tell the jobs of the heads that a conflict was opened, has moved on, or is over."""
-        claim, was = self.after.claim, self.before.claim
+        event, claim, was = self.event, self.after.claim, self.before.claim
         if claim is not None and claim.event_id == event.event_id:
             loser = reworkable(self.after, claim.heads)
             payload = FileForked(
@@ -389,7 +401,7 @@ class _Report:
                 partition=self.record.partition,
                 offset=self.record.offset,
             )
-            self._tell(self._jobs(claim.heads), payload, claim.conflict_id, claim.attempt)
+            self._tell(_jobs(self.after, claim.heads), payload, claim.conflict_id, claim.attempt)
         if was is not None and claim is None and isinstance(event.payload, ConflictResolved):
             settled = FileSettled(
                 path=self.after.path,
@@ -400,10 +412,7 @@ class _Report:
                 partition=self.record.partition,
                 offset=self.record.offset,
             )
-            self._tell(self._jobs(was.heads), settled, was.conflict_id)
-
-    def _jobs(self, heads: tuple[str, ...]) -> set[str]:
-        return {self.after.entries[head].job_id for head in heads if head in self.after.entries}
+            self._tell(_jobs(self.before, was.heads), settled, was.conflict_id)
 
     def _tell(self, jobs: set[str], payload: FactPayload, *identity: str | int) -> None:
         self.outputs.extend(
@@ -426,9 +435,7 @@ def reworkable(history: FileHistory, heads: tuple[str, ...]) -> Entry | None:
     """The agent's edit whose author is asked to reconcile: the latest that is a head itself, for
     that is all that its side holds; else the latest that the heads do not share. What came from
     git, or from the detector, has nobody behind it that could."""
-    lines = [history.ancestors((head,)) for head in heads]
-    apart = set[str]().union(*lines) - lines[0].intersection(*lines[1:])
-    entries = (history.entries[event_id] for event_id in apart)
+    entries = (history.entries[event_id] for event_id in _apart(history, heads))
     return max(
         (entry for entry in entries if entry.role not in (NAME, GIT_ROLE)),
         key=lambda entry: (entry.event_id in heads and _is_plain(entry), entry.seq),
@@ -438,6 +445,41 @@ def reworkable(history: FileHistory, heads: tuple[str, ...]) -> Entry | None:
 
 def _is_plain(entry: Entry) -> bool:
     return entry.event_type is not EventType.CONFLICT_RESOLVED
+
+
+def _apart(history: FileHistory, heads: tuple[str, ...]) -> set[str]:
+    """The edits that went into some of the heads and not into all of them."""
+    lines = [history.ancestors((head,)) for head in heads]
+    return set[str]().union(*lines) - lines[0].intersection(*lines[1:])
+
+
+def _jobs(history: FileHistory, heads: tuple[str, ...]) -> set[str]:
+    """The jobs whose work is at stake: of the heads, and of the edits that only some of them hold."""
+    return {history.entries[event_id].job_id for event_id in _apart(history, heads)}
+
+
+def _reader_of(event: Event, note: ReadNoted) -> Reader:
+    return Reader(
+        noted_by=event.event_id,
+        version=note.version,
+        reader_event=note.reader_event,
+        reader_path=note.reader_path,
+        job_id=event.job_id,
+        task_id=event.task_id,
+        round=event.round,
+    )
+
+
+def _awaited_after(awaited: str, event: Event) -> str:
+    """The conflict of which more is still to come, now that this event is back. Follows what is on
+    the log, not what was decided: another version of this program may have decided it."""
+    match event.payload:
+        case ConflictDetected(strategy=strategy, conflict_id=conflict_id) if event.role == NAME:
+            return "" if strategy in CLAIMS else conflict_id
+        case ConflictResolved() if event.role == NAME:
+            return ""
+        case _:
+            return awaited
 
 
 def _head_of(history: FileHistory, heads: tuple[str, ...], entry: Entry) -> str:
@@ -460,6 +502,8 @@ def _resolve(
     default: Strategy,
     tried: tuple[Tried, ...],
 ) -> Outcome:
+    if default not in WRITER_WINS:
+        default = Strategy.FIRST_WRITER_WINS
     outcome = resolve(history, heads, strategies, default=default, tried=tried)
     if (
         isinstance(outcome, ClaimNeeded)

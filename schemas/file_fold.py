@@ -76,7 +76,7 @@ def fold(history: FileHistory, event: Event) -> tuple[FileHistory, tuple[Judged,
     """
     if event.event_id in history.entries:
         return history, ((event.event_id, Verdict(VerdictKind.DUPLICATE)),)
-    history = _bounded(history)
+    history = _bounded(history, event)
     if event.edit is not None:
         if history.claim is not None and not _resolves(history.claim, event):
             return _defer(history, event)
@@ -167,7 +167,7 @@ def _verdict(history: FileHistory, event: Event) -> tuple[Verdict, Edit | None]:
     except PatchRejected as rejected:
         return Verdict(VerdictKind.INVALID, f"the patch does not apply: {rejected}"), None
     heads = (*(head for head in history.heads if head not in parents), event.event_id)
-    if len(heads) > 1 and event.consistency is Consistency.STRONG:
+    if len(heads) > 1 and event.consistency is Consistency.STRONG and not _joins(event):
         return Verdict(VerdictKind.STALE, "the head has moved, and the job is strong"), None
     if len(heads) > MAX_HEADS:
         return Verdict(VerdictKind.INVALID, f"the file has {MAX_HEADS} heads already"), None
@@ -185,6 +185,11 @@ def _verdict(history: FileHistory, event: Event) -> tuple[Verdict, Edit | None]:
     return Verdict(VerdictKind.FORKED, "the file has more than one head", lca, heads), edit
 
 
+def _joins(event: Event) -> bool:
+    """True for a resolution: it never makes a fork, though it may leave other heads."""
+    return isinstance(event.payload, ConflictResolved)
+
+
 def _base_with(history: FileHistory, event: Event, heads: tuple[str, ...]) -> str | None:
     """The lowest common ancestor of the heads, of which the last is the event itself."""
     sets = [history.ancestors((head,)) for head in heads[:-1]]
@@ -197,7 +202,7 @@ def _flaw_of_parents(history: FileHistory, event: Event) -> str:
     if (event.task_id, event.round) in history.voided:
         return "the round of its task was voided"
     parents = event.parent_event_ids
-    if isinstance(event.payload, ConflictResolved):
+    if _joins(event):
         if len(parents) < 2 or list(parents) != sorted(set(parents)):
             return "a resolution names two or more parents, sorted by id"
     elif len(parents) > 1:
@@ -216,9 +221,7 @@ def _shows(history: FileHistory, event: Event, verdict: Verdict) -> bool:
     """Readers see an edit when it is the one head, and a resolution when it joins what they see."""
     if verdict.kind is VerdictKind.ACCEPTED:
         return True
-    return isinstance(event.payload, ConflictResolved) and history.visible in history.ancestors(
-        event.parent_event_ids
-    )
+    return _joins(event) and history.visible in history.ancestors(event.parent_event_ids)
 
 
 def _outdate(history: FileHistory) -> tuple[FileHistory, tuple[Judged, ...]]:
@@ -261,8 +264,11 @@ def _judge_note(
         task_id=event.task_id,
         round=event.round,
     )
-    readers = (*history.readers, reader)[-MAX_READERS:]
-    return _noted(msgspec.structs.replace(history, readers=readers), event)
+    readers = (*history.readers, reader)
+    history, judged = _noted(msgspec.structs.replace(history, readers=readers[-MAX_READERS:]), event)
+    # Who can't be told any more when the head moves is told now, to be on the safe side.
+    dropped = Verdict(VerdictKind.OUTDATED, "too many have read this file to remember them all")
+    return history, judged + tuple((gone.noted_by, dropped) for gone in readers[:-MAX_READERS])
 
 
 def _judge_conflict(
@@ -295,7 +301,7 @@ def _verdict_of_conflict(history: FileHistory, conflict: ConflictDetected) -> Ve
         if claim.conflict_id == conflict.conflict_id and conflict.attempt > claim.attempt:
             return Verdict(VerdictKind.NOTED)
         return Verdict(VerdictKind.INVALID, "the file is claimed already")
-    if len(conflict.heads) < 2 or not set(conflict.heads) <= set(history.heads):
+    if len(set(conflict.heads)) < 2 or not set(conflict.heads) <= set(history.heads):
         return Verdict(VerdictKind.STALE, "the heads have moved")
     return Verdict(VerdictKind.NOTED)
 
@@ -347,18 +353,18 @@ def _summary(event: Event) -> str:
             return getattr(event.payload, "summary", "") or getattr(event.payload, "reason", "")
 
 
-def _bounded(history: FileHistory) -> FileHistory:
+def _bounded(history: FileHistory, event: Event) -> FileHistory:
     """Make room for one more event: forget the oldest, never a head or what readers see."""
     if len(history.entries) < MAX_EDITS:
         return history
     pinned = {*history.heads, history.visible, *(event.event_id for event in history.deferred)}
     entries: Mapping[str, Entry] = history.entries
     edits = [key for key, entry in entries.items() if entry.edit is not None]
-    if len(edits) >= MAX_EDITS:
-        oldest = next((key for key in edits if key not in pinned), None)
-        if oldest is not None:
-            entries = {**entries, oldest: msgspec.structs.replace(entries[oldest], edit=None)}
+    # The end of a claim lets many edits in at once, so there may be more than one too many.
+    excess = max(0, len(edits) - MAX_EDITS + (event.edit is not None))
+    for key in [key for key in edits if key not in pinned][:excess]:
+        entries = {**entries, key: msgspec.structs.replace(entries[key], edit=None)}
     if len(entries) >= MAX_ENTRIES:
-        gone = next((key for key, entry in entries.items() if entry.edit is None and key not in pinned), None)
+        gone = next(key for key, entry in entries.items() if entry.edit is None and key not in pinned)
         entries = {key: entry for key, entry in entries.items() if key != gone}
     return history if entries is history.entries else msgspec.structs.replace(history, entries=entries)

@@ -69,7 +69,7 @@ MAX_REASON = 2_000
 """Characters of a reason that are kept of what somebody else wrote."""
 IMMEDIATE_SECONDS = 60
 """Deadline of a claim whose resolution is written together with it: never reached in practice."""
-_UNREPORTED = frozenset(
+UNREPORTED = frozenset(
     {
         EventType.CONFLICT_DETECTED,
         EventType.RESOLUTION_FAILED,
@@ -348,7 +348,7 @@ class _Report:
         entry = self.after.entries[event_id]
         if isinstance(self.event.payload, ReadNoted):
             self._read_judged(_reader_of(self.event, self.event.payload), verdict.kind)
-        elif entry.event_type not in _UNREPORTED:
+        elif entry.event_type not in UNREPORTED:
             self._event_judged(event_id, entry, verdict)
 
     def _event_judged(self, event_id: str, by: Entry | Reader, verdict: Verdict) -> None:
@@ -475,7 +475,7 @@ def _awaited_after(awaited: str, event: Event) -> str:
     the log, not what was decided: another version of this program may have decided it."""
     match event.payload:
         case ConflictDetected(strategy=strategy, conflict_id=conflict_id) if event.role == NAME:
-            return "" if strategy in CLAIMS else conflict_id
+            return ""
         case ConflictResolved() if event.role == NAME:
             return ""
         case _:

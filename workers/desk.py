@@ -16,7 +16,6 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable
 from codeconvoy.schemas.events import TYPE_OF, Event, Payload, Read, Usage
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import Emitted, FactPayload, JobFact, Result, TaskDone, TaskFailed
 from codeconvoy.schemas.job_state import TaskStatus
 from codeconvoy.schemas.tasks import MustSee, Task
@@ -62,24 +61,39 @@ class Desk:
     async def snapshot(self, task: Task, paths: Sequence[str]) -> Mapping[str, FileHistory]:
         """The histories of these files at one moment that holds all the task must see.
 
+        Raises:
+            Unavailable: the projection is too far behind, or the files change too fast.
+        """
+        for _ in range(COLLECTS):
+            seen = await self.visible(task, paths, {})
+            histories = await self.projection.histories(task.workspace, paths)
+            if all(histories[path].visible == seen[path].event_id for path in paths):
+                return histories
+        raise _too_fast()
+
+    async def visible(
+        self, task: Task, paths: Sequence[str], known: Mapping[str, Version]
+    ) -> Mapping[str, Version]:
+        """What readers see of these files at one moment that holds all the task must see.
+
         A double collect: read, wait until the projection has passed the ends of the files'
-        partitions as they were after the read, read again, and accept when no head has moved.
+        partitions as they were after the read, read again, and accept when nothing has moved.
 
         Raises:
             Unavailable: the projection is too far behind, or the files change too fast.
         """
         await wait_passed(self.projection, task.must_see, BARRIER_SECONDS)
         await wait_passed(self.projection, await self._ends(task.workspace, paths), BARRIER_SECONDS)
-        before = await self.projection.histories(task.workspace, paths)
-        for _ in range(COLLECTS):
-            if len(before) < 2:
-                return before
+        before = await self.projection.visible(task.workspace, paths, known)
+        for _ in range(COLLECTS if len(before) > 1 else 0):
             await wait_passed(self.projection, await self._ends(task.workspace, paths), BARRIER_SECONDS)
-            after = await self.projection.histories(task.workspace, paths)
-            if all(before[path].visible == after[path].visible for path in before):
+            after = await self.projection.visible(task.workspace, paths, before)
+            if all(before[path].event_id == after[path].event_id for path in before):
                 return after
             before = after
-        raise Unavailable("projection", "the files of a task change faster than they can be read", "Wait")
+        if len(before) > 1:
+            raise _too_fast()
+        return before
 
     async def _ends(self, workspace: str, paths: Sequence[str]) -> list[MustSee]:
         """The last offsets of the files' partitions: markers included, since M passes them too."""
@@ -198,6 +212,10 @@ class Desk:
         return Outgoing(self.topics.jobs, task.job_id, self.codec.encode(fact))
 
 
+def _too_fast() -> Unavailable:
+    return Unavailable("projection", "the files of a task change faster than they can be read", "Wait")
+
+
 def version_of(history: FileHistory, event_id: str) -> Version:
     """A file as it was at one event; absent where the event is empty or forgotten.
 
@@ -232,6 +250,3 @@ def check_size(path: str, content: bytes | None) -> None:
     """Raises AgentError where a file has become too large to be edited."""
     if content is not None and len(content) > MAX_FILE_BYTES:
         raise AgentError(f"{path} would have {len(content)} bytes, the limit is {MAX_FILE_BYTES}")
-
-
-__all__ = ["Desk", "check_size", "emitted", "make_patch", "version_of", "visible_of"]

@@ -30,6 +30,8 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     next_seq: int
     heads: tuple[str, ...]
     visible: str
+    visible_seq: int
+    """The sequence number of what readers see: its entry can be read without the others."""
     claim: Claim | None
     deferred: tuple[Event, ...]
     readers: tuple[Reader, ...]
@@ -50,13 +52,13 @@ def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, 
     """The fields that differ. With the same `after` they are the same bytes, whoever writes them."""
     old = before.entries if before is not None else {}
     changes: dict[str, bytes | None] = {
-        _entry_field(key, entry.seq): msgspec.msgpack.encode(entry)
+        entry_field(key, entry.seq): msgspec.msgpack.encode(entry)
         for event_id, entry in after.entries.items()
         if old.get(event_id) is not entry
     }
     for event_id, entry in old.items():
         if event_id not in after.entries:
-            changes[_entry_field(key, entry.seq)] = None
+            changes[entry_field(key, entry.seq)] = None
     header = _Header(
         workspace=after.workspace,
         path=after.path,
@@ -64,6 +66,7 @@ def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, 
         next_seq=after.next_seq,
         heads=after.heads,
         visible=after.visible,
+        visible_seq=after.entries[after.visible].seq if after.visible else -1,
         claim=after.claim,
         deferred=after.deferred,
         readers=after.readers,
@@ -77,6 +80,26 @@ def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, 
     return changes
 
 
+def visible_in(raw: bytes | None) -> tuple[str, int]:
+    """From a header field: the event that readers see, and its number; empty where there is none."""
+    if raw is None:
+        return "", -1
+    header = msgspec.msgpack.decode(raw, type=_Header)
+    return header.visible, header.visible_seq
+
+
+def entry_in(raw: bytes | None, event_id: str) -> Entry:
+    """From an entry field: the entry of this event.
+
+    Raises:
+        TornRead: it is another one by now.
+    """
+    entry = msgspec.msgpack.decode(raw, type=Entry) if raw is not None else None
+    if entry is None or entry.event_id != event_id:
+        raise TornRead(event_id)
+    return entry
+
+
 async def load(key: str, read: Read) -> FileHistory | None:
     """A file's history, or None where there is none.
 
@@ -88,7 +111,7 @@ async def load(key: str, read: Read) -> FileHistory | None:
         return None
     header = msgspec.msgpack.decode(raw, type=_Header)
     seqs = [seq for start, end in header.runs for seq in range(start, end)]
-    values = await read([_entry_field(key, seq) for seq in seqs]) if seqs else []
+    values = await read([entry_field(key, seq) for seq in seqs]) if seqs else []
     if any(value is None for value in values):
         raise TornRead(key)
     entries = [msgspec.msgpack.decode(value, type=Entry) for value in values if value is not None]
@@ -111,7 +134,8 @@ def fields_of(history: FileHistory, key: str) -> Mapping[str, bytes]:
     return {name: value for name, value in dump(key, None, history).items() if value is not None}
 
 
-def _entry_field(key: str, seq: int) -> str:
+def entry_field(key: str, seq: int) -> str:
+    """The name of the field of a file's entry with this number."""
     return f"{_ENTRY}{key}\x1f{seq}"
 
 

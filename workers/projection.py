@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from codeconvoy.schemas.errors import Unavailable
-from codeconvoy.schemas.file_history import FileHistory
+from codeconvoy.schemas.file_history import Entry, FileHistory
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
 from codeconvoy.workers import file_states
 from codeconvoy.workers.engine.state import LIVE, StateStore
 from codeconvoy.workers.projector import empty_history, job_field, load_job
+from codeconvoy.workers.roles.role import Version
 
 READ_ATTEMPTS = 10
 """Reads of a file between whose two halves the projector wrote."""
@@ -28,6 +29,17 @@ class Projection(Protocol):
 
     async def histories(self, workspace: str, paths: Sequence[str]) -> Mapping[str, FileHistory]:
         """The history of each of the paths (an empty one for a path that was never written).
+
+        Raises:
+            Unavailable: the projection is being rebuilt.
+        """
+        ...
+
+    async def visible(
+        self, workspace: str, paths: Sequence[str], known: Mapping[str, Version]
+    ) -> Mapping[str, Version]:
+        """What readers see of each of the paths; much cheaper than the histories. What is `known`
+        already, and has not moved, is taken from there.
 
         Raises:
             Unavailable: the projection is being rebuilt.
@@ -76,10 +88,7 @@ class StoredProjection:
         partition = partition_of(key, self._partitions)
 
         async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
-            loaded = await self._files.load(partition, [LIVE, *fields])
-            if loaded.fields[0] is None and loaded.offset:
-                raise Unavailable("projection", "it is being rebuilt", "Wait a moment")
-            return loaded.fields[1:]
+            return await self._fields(partition, fields)
 
         for _ in range(READ_ATTEMPTS):
             try:
@@ -87,6 +96,51 @@ class StoredProjection:
             except file_states.TornRead:
                 continue
         raise Unavailable("projection", f"{key!r} changes faster than it can be read", "Try again")
+
+    async def visible(
+        self, workspace: str, paths: Sequence[str], known: Mapping[str, Version]
+    ) -> Mapping[str, Version]:
+        """See `Projection`."""
+        by_partition: dict[int, list[str]] = {}
+        for path in dict.fromkeys(paths):
+            partition = partition_of(file_key(workspace, path), self._partitions)
+            by_partition.setdefault(partition, []).append(path)
+        found: dict[str, Version] = {}
+        for partition, some in by_partition.items():
+            found.update(await self._visible(workspace, partition, some, known))
+        return {path: found[path] for path in paths}
+
+    async def _visible(
+        self, workspace: str, partition: int, paths: Sequence[str], known: Mapping[str, Version]
+    ) -> dict[str, Version]:
+        """Two reads a partition: the headers, and the entries that are not known."""
+        for _ in range(READ_ATTEMPTS):
+            keys = [file_key(workspace, path) for path in paths]
+            headers = await self._fields(partition, [file_states.header_field(key) for key in keys])
+            found: dict[str, Version] = {}
+            missing: list[tuple[str, str, str]] = []
+            for path, key, raw in zip(paths, keys, headers, strict=True):
+                event_id, seq = file_states.visible_in(raw)
+                if not event_id:
+                    found[path] = Version(path, "", None)
+                elif path in known and known[path].event_id == event_id:
+                    found[path] = known[path]
+                else:
+                    missing.append((path, event_id, file_states.entry_field(key, seq)))
+            raws = await self._fields(partition, [field for _, _, field in missing]) if missing else ()
+            try:
+                for (path, event_id, _), raw in zip(missing, raws, strict=True):
+                    found[path] = _version(path, file_states.entry_in(raw, event_id))
+                return found
+            except file_states.TornRead:
+                continue
+        raise Unavailable("projection", "files change faster than they can be read", "Try again")
+
+    async def _fields(self, partition: int, fields: Sequence[str]) -> Sequence[bytes | None]:
+        loaded = await self._files.load(partition, [LIVE, *fields])
+        if loaded.fields[0] is None and loaded.offset:
+            raise Unavailable("projection", "it is being rebuilt", "Wait a moment")
+        return loaded.fields[1:]
 
     async def paths(self, workspace: str) -> Sequence[str]:
         """See `Projection`."""
@@ -135,6 +189,12 @@ class StoredProjection:
                 keys.append(field.removeprefix(file_states.OPEN_CONFLICT))
         histories = [await self._history(key) for key in sorted(set(keys))]
         return [history for history in histories if history.forked]
+
+
+def _version(path: str, entry: Entry) -> Version:
+    edit = entry.edit
+    content, executable = (edit.content, edit.executable) if edit else (None, False)
+    return Version(path, entry.event_id, content, executable, entry.role, entry.summary)
 
 
 async def wait_passed(projection: Projection, points: Sequence[MustSee], seconds: float) -> None:

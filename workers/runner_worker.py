@@ -9,19 +9,19 @@ import asyncio
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, BadInput, Unavailable
 from codeconvoy.schemas.events import Read, TestExecuted
-from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import Checked, Tested
 from codeconvoy.schemas.tasks import CheckWork, RunWork, Task
-from codeconvoy.workers.desk import Desk, emitted, visible_of
+from codeconvoy.workers.desk import Desk, emitted
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.git.source import open_source
 from codeconvoy.workers.roles.checkout import Checkouts, Overlay
+from codeconvoy.workers.roles.role import Version
 from codeconvoy.workers.roles.sandbox import Limits, Outcome, run
 
 OUTPUT_CHARS = 8_000
@@ -34,6 +34,8 @@ class RunnerWorker:
         self._desk, self._codec, self._cache = desk, codec, cache
         self._trees = tempfile.TemporaryDirectory(prefix="codeconvoy-trees-")
         self._checkouts = Checkouts(Path(self._trees.name))
+        self._known: Mapping[str, Mapping[str, Version]] = {}
+        """What the last task's workspace held: most of it has not moved since."""
 
     async def close(self) -> None:
         """See `Handler`."""
@@ -63,13 +65,13 @@ class RunnerWorker:
             return self._desk.failed(task, str(unavailable), retryable=True)
 
     async def _test(self, task: Task, work: RunWork) -> Sequence[Outgoing]:
-        histories = await self._tree(task)
-        test = histories.get(task.path)
-        if test is None or visible_of(test).content is None:
+        seen = await self._tree(task, (task.path, *work.subjects))
+        test = seen[task.path]
+        if test.content is None:
             raise AgentError(f"{task.path} is not there any more", retryable=True)
         command = work.command.replace("{python}", shlex.quote(sys.executable))
         command = command.replace("{path}", shlex.quote(task.path))
-        whole = {path: _overlaid(history) for path, history in histories.items()}
+        whole = _overlay(seen)
         here = await self._execute(task, work, whole, command)
         base: Outcome | None = None
         if here.sandbox != "none" and here.exit_code != 0:
@@ -77,7 +79,7 @@ class RunnerWorker:
         outcome = _outcome(here, base)
         output = here.output_tail.decode("utf-8", "replace")[-OUTPUT_CHARS:]
         payload = TestExecuted(
-            version=test.visible,
+            version=test.event_id,
             outcome=outcome,
             exit_code=here.exit_code,
             base_exit_code=base.exit_code if base else None,
@@ -86,17 +88,14 @@ class RunnerWorker:
             sandbox=here.sandbox,
             unset_limits=here.unset_limits,
         )
-        reads = tuple(
-            Read(path=path, event_id=histories[path].visible) for path in work.subjects if path in histories
-        )
+        reads = tuple(Read(path=path, event_id=seen[path].event_id) for path in work.subjects)
         event = self._desk.event(task, task.path, payload, reads=reads)
         return self._desk.done(
             task, (event,), Tested(event=emitted(event), outcome=outcome, detail=output[-2000:])
         )
 
     async def _check(self, task: Task, work: CheckWork) -> Sequence[Outgoing]:
-        histories = await self._tree(task)
-        whole = {path: _overlaid(history) for path, history in histories.items()}
+        whole = _overlay(await self._tree(task, work.paths))
         outcome = await self._execute(task, work, whole, work.command)
         result = Checked(
             passed=outcome.exit_code == 0,
@@ -106,12 +105,14 @@ class RunnerWorker:
         )
         return self._desk.done(task, (), result)
 
-    async def _tree(self, task: Task) -> dict[str, FileHistory]:
-        """All files of the workspace, at one moment."""
-        paths = sorted(
-            {*await self._desk.projection.paths(task.workspace), *([task.path] if task.path else [])}
-        )
-        return dict(await self._desk.snapshot(task, paths))
+    async def _tree(self, task: Task, together: Sequence[str]) -> Mapping[str, Version]:
+        """All files of the workspace, those in `together` as they were at one moment."""
+        known = self._known.get(task.workspace, {})
+        projection = self._desk.projection
+        whole = await projection.visible(task.workspace, await projection.paths(task.workspace), known)
+        seen = {**whole, **await self._desk.visible(task, together, whole)}
+        self._known = {task.workspace: seen}
+        return seen
 
     async def _execute(
         self, task: Task, work: RunWork | CheckWork, overlay: Overlay, command: str
@@ -128,9 +129,9 @@ class RunnerWorker:
             return await run(command, target, limits, unsandboxed=work.unsandboxed)
 
 
-def _overlaid(history: FileHistory) -> tuple[bytes | None, bool]:
-    version = visible_of(history)
-    return version.content, version.executable
+def _overlay(seen: Mapping[str, Version]) -> Overlay:
+    """The files as they are written on top of the commit."""
+    return {path: (version.content, version.executable) for path, version in seen.items()}
 
 
 def _outcome(here: Outcome, base: Outcome | None) -> str:

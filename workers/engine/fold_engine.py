@@ -81,6 +81,7 @@ class FoldLimits:
     poll_seconds: float = 0.5
     states: int = 4_000
     """States kept in memory."""
+    loads_at_once: int = 16
     transaction_attempts: int = 5
     tick_seconds: float = 1.0
     skip_check_seconds: float = 2.0
@@ -212,7 +213,8 @@ class FoldEngine(Generic[S]):
         """Step 2: fold the records of each partition in order."""
         batches: dict[int, _Batch[S]] = {}
         wanted = dict.fromkeys((record.partition, record.key) for record in records)
-        await asyncio.gather(*(self._ensure(partition, key) for partition, key in wanted))
+        gate = asyncio.Semaphore(self._limits.loads_at_once)
+        await asyncio.gather(*(self._ensure(partition, key, gate) for partition, key in wanted))
         for record in records:
             partition = self._partitions.get(record.partition)
             if partition is None or partition.stopped_at is not None:
@@ -250,7 +252,7 @@ class FoldEngine(Generic[S]):
             batch.outputs.extend(outputs)
         self._metrics.records.inc()
 
-    async def _ensure(self, number: int, key: str) -> None:
+    async def _ensure(self, number: int, key: str, gate: asyncio.Semaphore) -> None:
         """Have the state of a key in memory, and make sure that the stored one is this process's own."""
         partition = self._partitions.get(number)
         if partition is None:
@@ -268,7 +270,8 @@ class FoldEngine(Generic[S]):
                 )
             return loaded.fields
 
-        self._states[number, key] = await self._what.load(key, read)
+        async with gate:
+            self._states[number, key] = await self._what.load(key, read)
 
     async def _tick(self, batches: dict[int, _Batch[S]]) -> None:
         """Report waits that have run out; the fact counts once it is folded."""
@@ -279,7 +282,7 @@ class FoldEngine(Generic[S]):
             for key, when in list(partition.due.items()):
                 if when > now or self._told.get((number, key)) == when:
                     continue
-                await self._ensure(number, key)
+                await self._ensure(number, key, asyncio.Semaphore(1))
                 outputs = self._what.due(key, self._states[number, key], now)
                 self._told[number, key] = when
                 if outputs:

@@ -43,8 +43,6 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int
     embedded: bool = False
     """The broker is librdkafka's mock cluster."""
-    pid: int = 0
-    """Of the `convoy up` that wrote it."""
 
 
 def write_connection(data: Path, connection: Connection) -> None:
@@ -96,7 +94,6 @@ def find_connection(settings: Settings) -> Connection:
             prefix=settings.prefix if "prefix" in given else found.prefix,
             partitions=settings.partitions if "partitions" in given else found.partitions,
             embedded=found.embedded,
-            pid=found.pid,
         )
     remedy = "or run `convoy up` in this directory, which finds or starts one"
     if not settings.kafka:

@@ -475,7 +475,7 @@ def _awaited_after(awaited: str, event: Event) -> str:
     the log, not what was decided: another version of this program may have decided it."""
     match event.payload:
         case ConflictDetected(strategy=strategy, conflict_id=conflict_id) if event.role == NAME:
-            return ""
+            return "" if strategy in CLAIMS else conflict_id
         case ConflictResolved() if event.role == NAME:
             return ""
         case _:

@@ -1,6 +1,6 @@
-"""Reads a checkout, writes nothing to it: runs one command on a copy of it, walled in and limited.
+"""Reads and writes a private checkout: runs one command in it, walled in and limited.
 
-bubblewrap is the wall: no network, nothing of the host but the copy, the interpreter and the
+bubblewrap is the wall: no network, nothing of the host but the checkout, the interpreter and the
 system's libraries, an empty environment, a process tree of its own that ends with the command.
 Where it is missing or forbidden nothing is run, unless the caller allows it without the wall.
 """
@@ -90,11 +90,11 @@ def bubblewrap() -> str | None:
 async def run(
     command: Sequence[str] | str, checkout: Path, limits: Limits, *, unsandboxed: bool = False
 ) -> Outcome:
-    """Run a command in a private copy of the checkout. Cancelling kills all of its processes.
+    """Run a command in the checkout. Cancelling kills all of its processes.
 
     Args:
         command: arguments, or a line for /bin/sh.
-        checkout: a directory; it is copied, and never written.
+        checkout: a directory of the caller's own: the command may write to it, and to nothing else.
         limits: what the command may use; at the time limit all of its processes are killed.
         unsandboxed: run it without the wall where bubblewrap can't be used.
 
@@ -106,12 +106,10 @@ async def run(
         return Outcome(-1, False, 0, b"bubblewrap is not installed, or may not be used here", "none")
     argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
     with tempfile.TemporaryDirectory(prefix="codeconvoy-run-", ignore_cleanup_errors=True) as directory:
-        copy = Path(directory, "checkout")
-        await asyncio.to_thread(shutil.copytree, checkout, copy, symlinks=True)
         if program is None:
-            return await _run(argv, environment(directory), copy, limits, "unsandboxed")
-        walled = [*_wall(program, copy, limits), *argv]
-        return await _run(walled, environment("/tmp"), copy, limits, "bubblewrap")
+            return await _run(argv, environment(directory), checkout, limits, "unsandboxed")
+        walled = [*_wall(program, checkout, limits), *argv]
+        return await _run(walled, environment("/tmp"), checkout, limits, "bubblewrap")
 
 
 def environment(home: str) -> Mapping[str, str]:
@@ -125,8 +123,8 @@ def environment(home: str) -> Mapping[str, str]:
     }
 
 
-def _wall(program: str, copy: Path, limits: Limits) -> list[str]:
-    """bubblewrap's arguments. Everything but the copy, /tmp and /dev/shm is read-only."""
+def _wall(program: str, checkout: Path, limits: Limits) -> list[str]:
+    """bubblewrap's arguments. Everything but the checkout, /tmp and /dev/shm is read-only."""
     size = str(limits.memory_bytes)
     wall = [program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     wall += ["--uid", _NOBODY, "--gid", _NOBODY, "--proc", "/proc", "--dev", "/dev"]
@@ -140,7 +138,7 @@ def _wall(program: str, copy: Path, limits: Limits) -> list[str]:
             wall += ["--ro-bind-try", name, name]
     for name in ("/etc/ld.so.cache", "/etc/alternatives", *_interpreter()):
         wall += ["--ro-bind-try", name, name]
-    return [*wall, "--bind", str(copy), _INSIDE, "--remount-ro", "/", "--chdir", _INSIDE, "--"]
+    return [*wall, "--bind", str(checkout), _INSIDE, "--remount-ro", "/", "--chdir", _INSIDE, "--"]
 
 
 def _interpreter() -> list[str]:
@@ -156,7 +154,7 @@ def _interpreter() -> list[str]:
 
 
 async def _run(
-    argv: Sequence[str], env: Mapping[str, str], copy: Path, limits: Limits, sandbox: str
+    argv: Sequence[str], env: Mapping[str, str], checkout: Path, limits: Limits, sandbox: str
 ) -> Outcome:
     """Start the command with its limits, wait for it, and leave nothing of it behind."""
     async with contextlib.AsyncExitStack() as stack:
@@ -179,7 +177,7 @@ async def _run(
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=env,
-                cwd=copy,
+                cwd=checkout,
                 start_new_session=True,
                 pass_fds=(writing,),
             )

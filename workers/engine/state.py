@@ -125,6 +125,12 @@ class RedisStore:
         async for name, value in self._redis.hscan_iter(self.key(partition), match=pattern, count=1000):
             yield name.decode(), value
 
+    async def snapshot(self, partition: int) -> Mapping[str, bytes]:
+        """All fields of a partition but its owner, as of one moment."""
+        found = await self._redis.hgetall(self.key(partition))
+        fields = cast("dict[bytes, bytes]", found)
+        return {name.decode(): value for name, value in fields.items() if name != OWNER.encode()}
+
     async def drop(self, partition: int) -> None:
         """Forget the partition's states."""
         await self._redis.delete(self.key(partition))

@@ -12,7 +12,7 @@ from codeconvoy.schemas.job_step import emitted
 from codeconvoy.schemas.tasks import PublishWork
 from codeconvoy.schemas.topics import file_key
 from codeconvoy.workers.engine.bus import Record
-from codeconvoy.workers.projector import dump_job
+from codeconvoy.workers.projector import dump_job_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class JobsAudit:
         """For each job its id, the fields that the projection holds of it, and whether it may be
         without them (nothing is known of it)."""
         for job_id, job in self.states.items():
-            fields = {name: value for name, value in dump_job(job).items() if value is not None}
+            fields = {name: value for name, value in dump_job_view(None, job).items() if value is not None}
             yield job_id, fields, not job.facts
 
 

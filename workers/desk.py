@@ -16,7 +16,15 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable
 from codeconvoy.schemas.events import TYPE_OF, Event, Payload, Read, Usage
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.schemas.job_facts import Emitted, FactPayload, JobFact, Result, TaskDone, TaskFailed
+from codeconvoy.schemas.job_facts import (
+    Emitted,
+    FactPayload,
+    JobFact,
+    JobStatus,
+    Result,
+    TaskDone,
+    TaskFailed,
+)
 from codeconvoy.schemas.job_state import TaskStatus
 from codeconvoy.schemas.tasks import MustSee, Task
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key, partition_of
@@ -48,15 +56,13 @@ class Desk:
     async def is_void(self, task: Task) -> bool:
         """True where nobody waits for this round any more: its job has ended, or a later one runs.
         A job that the projection has not heard of yet is waited for."""
-        job = await self.projection.job(task.job_id)
-        if job is None:
+        standing = await self.projection.standing(task.job_id, task.task_id)
+        if standing is None:
             return False
-        if job.ended:
+        if standing.job not in (JobStatus.RUNNING, JobStatus.ENDING):
             return True
-        state = job.tasks.get(task.task_id)
-        return state is not None and (
-            state.task.round > task.round or state.status in (TaskStatus.CANCELLED, TaskStatus.FAILED)
-        )
+        given_up = standing.task in (TaskStatus.CANCELLED, TaskStatus.FAILED)
+        return standing.round > task.round or (standing.round == task.round and given_up)
 
     async def snapshot(self, task: Task, paths: Sequence[str]) -> Mapping[str, FileHistory]:
         """The histories of these files at one moment that holds all the task must see.

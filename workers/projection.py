@@ -6,22 +6,34 @@ Nobody decides from it what is true; agents read from it what they work on, and 
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.file_history import Entry, FileHistory
-from codeconvoy.schemas.job_state import JobState
+from codeconvoy.schemas.job_facts import JobStatus
+from codeconvoy.schemas.job_state import JobState, TaskStatus
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
 from codeconvoy.workers import file_states
 from codeconvoy.workers.engine.state import LIVE, StateStore
-from codeconvoy.workers.projector import empty_history, job_field, load_job
+from codeconvoy.workers.projector import empty_history, job_field, load_job, status_field, task_field
 from codeconvoy.workers.roles.role import Version
 
 READ_ATTEMPTS = 10
 """Reads of a file between whose two halves the projector wrote."""
 READS_AT_ONCE = 32
 _REMEDY = "Is `convoy projector` running? `convoy doctor` tells"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a task and its job stand."""
+
+    job: JobStatus
+    round: int
+    """The round that is waited for; 0 where the task is not known."""
+    task: TaskStatus | None
 
 
 class Projection(Protocol):
@@ -56,6 +68,10 @@ class Projection(Protocol):
 
     async def job(self, job_id: str) -> JobState | None:
         """A job, or None where the projection has not heard of it."""
+        ...
+
+    async def standing(self, job_id: str, task_id: str) -> Standing | None:
+        """Where a task and its job stand, or None where the projection has not heard of the job."""
         ...
 
     async def jobs(self) -> Sequence[JobState]:
@@ -170,6 +186,17 @@ class StoredProjection:
 
         state = await load_job(job_id, read)
         return state if state.facts else None
+
+    async def standing(self, job_id: str, task_id: str) -> Standing | None:
+        """See `Projection`."""
+        partition = partition_of(job_id, self._partitions)
+        job, task = (await self._jobs.load(partition, [status_field(job_id), task_field(task_id)])).fields
+        if job is None:
+            return None
+        if task is None:
+            return Standing(JobStatus(job.decode()), 0, None)
+        round_, status = task.decode().split(" ")
+        return Standing(JobStatus(job.decode()), int(round_), TaskStatus(status))
 
     async def jobs(self) -> Sequence[JobState]:
         """See `Projection`."""

@@ -68,9 +68,30 @@ def job_field(job_id: str) -> str:
     return f"j:{job_id}"
 
 
+def status_field(job_id: str) -> str:
+    """The name of the field that holds a job's status alone."""
+    return f"s:{job_id}"
+
+
+def task_field(task_id: str) -> str:
+    """The name of the field that holds a task's round and status alone."""
+    return f"t:{task_id}"
+
+
 def dump_job(state: JobState) -> dict[str, bytes | None]:
     """A job's field."""
     return {job_field(state.job_id): msgspec.msgpack.encode(state)}
+
+
+def dump_job_view(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
+    """The fields of a job that differ in the projection: besides its own one, a small one for each
+    task, since workers ask for one task at a time, and often."""
+    changes = dump_job(after)
+    changes[status_field(after.job_id)] = after.status.encode()
+    for task_id, state in after.tasks.items():
+        if before is None or before.tasks.get(task_id) is not state:
+            changes[task_field(task_id)] = f"{state.task.round} {state.status}".encode()
+    return changes
 
 
 async def load_job(job_id: str, read: Read) -> JobState:
@@ -98,7 +119,7 @@ class JobProjector:
 
     def dump(self, key: str, before: JobState | None, after: JobState) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""
-        return dump_job(after)
+        return dump_job_view(before, after)
 
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""

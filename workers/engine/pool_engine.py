@@ -126,7 +126,8 @@ class PoolEngine:
         self._lanes: dict[Key, _Lane] = {}
         self._results: list[_Result] = []
         self._epoch = 0
-        self._draining = False
+        self._draining: set[int] = set()
+        """Partitions that are being taken away: nothing of theirs is begun any more."""
         self._paused = False
         self._dirty: set[int] = set()
         self._producer: Producer | None = None
@@ -194,11 +195,13 @@ class PoolEngine:
         await self._cancel(keys)
         self._results = [result for result in self._results if result.record.partition not in gone]
         self._dirty -= gone
+        self._draining -= gone
         self._metrics.rebalances.inc()
 
     async def _drain(self, partitions: set[TopicPartition]) -> None:
         """Wait for the tasks in flight of these partitions, and commit what has ended."""
         numbers = {at.partition for at in partitions}
+        self._draining |= numbers
         running = [
             lane.running
             for key, lane in self._lanes.items()
@@ -246,7 +249,12 @@ class PoolEngine:
         for key, lane in list(self._lanes.items()):
             if lane.running is None and not lane.waiting:
                 del self._lanes[key]
-            elif free > 0 and lane.running is None and lane.blocked_until <= time:
+            elif (
+                free > 0
+                and lane.running is None
+                and lane.blocked_until <= time
+                and key[0] not in self._draining
+            ):
                 record, epoch = lane.waiting.popleft()
                 lane.running_epoch = epoch
                 lane.running = asyncio.create_task(self._work(key, lane, record, epoch))
@@ -290,6 +298,8 @@ class PoolEngine:
         lane.failures = 0
         lane.blocked_until = 0.0
         self._results.append(_Result(record, epoch, outputs))
+        # The slot is free now: what waits for it need not wait for the turn of the loop.
+        self._start(asyncio.get_running_loop().time())
 
     async def _commit(self) -> int:
         """Steps 3 and 4: write what has ended, unless its partition was taken away meanwhile."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+
 from codeconvoy.orchestrator.audit_branches import BranchAudit, read_branch
 from codeconvoy.orchestrator.audit_files import FilesAudit
 from codeconvoy.orchestrator.audit_jobs import Claims, JobsAudit, Publication, keys_of

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 import pygit2
+from pygit2.enums import FileMode
+
 from codeconvoy.orchestrator.audit_jobs import Publication
 from codeconvoy.orchestrator.audit_report import Check, Counts, Findings
 from codeconvoy.schemas.errors import BadInput, Unavailable
@@ -18,7 +20,6 @@ from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.workers.git import trailers
 from codeconvoy.workers.git.plan import plan_commits
 from codeconvoy.workers.git.source import Source, open_source
-from pygit2.enums import FileMode
 
 Held = tuple[bytes | None, bool]
 """Content and executable bit of a file; (None, False) where there is none."""

@@ -11,6 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet
 from codeconvoy.orchestrator.settings import Settings
 from codeconvoy.schemas.codec import Codec
@@ -21,10 +26,6 @@ from codeconvoy.workers.engine.kafka_bus import KafkaBus
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.roles.registry import load_roles
 from codeconvoy.workers.roles.role import Role
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 FLEET_FILE = "fleet.json"
 CONNECT_SECONDS = 3.0

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+
 from codeconvoy.orchestrator.job_yaml import MAX_BYTES, did_you_mean, parse
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.errors import BadInput

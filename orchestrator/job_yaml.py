@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 import yaml
+from msgspec import inspect
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES
-from msgspec import inspect
 
 MAX_BYTES = MAX_RECORD_BYTES // 2
 """Of a job file. A spec must fit a record, beside what else is in it."""

@@ -7,10 +7,11 @@ message or a traceback of ours.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from codeconvoy.schemas.errors import BadInput
-from codeconvoy.schemas.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from codeconvoy.schemas.errors import BadInput
+from codeconvoy.schemas.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX
 
 ENV_PREFIX = "CONVOY_"
 MAX_PARTITIONS = 1_000

@@ -6,9 +6,10 @@ import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.health import Health
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 REQUEST_SECONDS = 5.0
 """A client that sends nothing for so long is hung up on."""

@@ -20,6 +20,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 import fastavro
 import msgspec
+from fastavro.schema import fingerprint, to_parsing_canonical_form
+
 from codeconvoy.schemas.dead_letters import DeadLetter
 from codeconvoy.schemas.errors import Flaw, TooLarge, Undecodable
 from codeconvoy.schemas.events import Event
@@ -27,7 +29,6 @@ from codeconvoy.schemas.job_facts import JobFact
 from codeconvoy.schemas.sanity import problem
 from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES, Topics
-from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 Record = Event | JobFact | Task | DeadLetter
 R = TypeVar("R", bound=Record)

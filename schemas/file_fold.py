@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
+
 from codeconvoy.schemas.errors import PatchRejected
 from codeconvoy.schemas.events import (
     ConflictDetected,

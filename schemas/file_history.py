@@ -7,6 +7,7 @@ are constants of the fold, so that every replica forgets the same things at the 
 from collections.abc import Iterable, Mapping
 
 import msgspec
+
 from codeconvoy.schemas.events import Event, EventType, Policy, Strategy, Tried
 from codeconvoy.schemas.job_facts import VerdictKind
 

@@ -7,10 +7,11 @@ final newline survive. The differences are found by git's own xdiff (through lib
 from hashlib import sha256
 
 import pygit2
+from pygit2.enums import DiffOption
+
 from codeconvoy.schemas.errors import PatchRejected, TooLarge
 from codeconvoy.schemas.events import Hunk, Patch
 from codeconvoy.schemas.topics import MAX_FILE_BYTES
-from pygit2.enums import DiffOption
 
 _HUNK_OVERHEAD = 8
 """About what one hunk costs in a record besides its lines, in bytes."""

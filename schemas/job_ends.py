@@ -12,6 +12,7 @@ what was accepted so far.
 """
 
 import msgspec
+
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.job_facts import JobFinished, JobStatus, Published, Result
 from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE, Happening, Stage, TaskStatus, transition

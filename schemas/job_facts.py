@@ -8,6 +8,7 @@ deadline passed, finished). A fact that comes late or twice is ignored by the jo
 from enum import StrEnum
 
 import msgspec
+
 from codeconvoy.schemas.events import LineRange, Strategy, Tried, Usage
 from codeconvoy.schemas.job_spec import JobSpec, TaskSpec
 

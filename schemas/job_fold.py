@@ -9,6 +9,7 @@ the same.
 """
 
 import msgspec
+
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.events import ResolutionFailed, Strategy
 from codeconvoy.schemas.job_ends import end_if_over, give_up, on_published

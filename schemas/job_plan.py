@@ -4,6 +4,7 @@ submitted → import (git in) → [plan → import what the plan adds] → units
 """
 
 import msgspec
+
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.job_facts import Imported, JobStatus, JobSubmitted, Planned
 from codeconvoy.schemas.job_spec import TaskKind, TaskSpec

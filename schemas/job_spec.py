@@ -7,6 +7,7 @@ job is submitted and again when it is planned, since a record may come from any 
 from enum import StrEnum
 
 import msgspec
+
 from codeconvoy.schemas.events import Consistency, Strategy
 
 DEFAULT_STRATEGIES = (Strategy.THREE_WAY, Strategy.REWORK, Strategy.HUMAN)

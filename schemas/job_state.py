@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
+
 from codeconvoy.schemas.errors import IllegalCommand
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from pathspec import GitIgnoreSpec
+
 from codeconvoy.schemas.events import Policy, ResolutionFailed, RoundVoided
 from codeconvoy.schemas.job_facts import (
     Emitted,
@@ -45,7 +47,6 @@ from codeconvoy.schemas.tasks import (
     TestWork,
     Work,
 )
-from pathspec import GitIgnoreSpec
 
 
 class Dispatch(NamedTuple):

@@ -5,6 +5,7 @@ reads from the projection once that has passed everything in `must_see`.
 """
 
 import msgspec
+
 from codeconvoy.schemas.events import Consistency, Policy, Strategy, Tried
 from codeconvoy.schemas.job_spec import TaskSpec
 

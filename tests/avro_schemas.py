@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import msgspec.inspect as shape
+
 from codeconvoy.schemas.codec import FILES
 
 FOLDER = Path(__file__).parent.parent / "schemas"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+
 from codeconvoy.schemas.events import EventType
 from codeconvoy.schemas.file_history import Edit, Entry, FileHistory
 from codeconvoy.schemas.ids import sha256

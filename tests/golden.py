@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import msgspec
 import msgspec.inspect as shape
+
 from codeconvoy.schemas.codec import Codec, Record
 from codeconvoy.schemas.dead_letters import DeadLetter
 from codeconvoy.schemas.events import TYPE_OF, Event, Payload

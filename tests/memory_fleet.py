@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from codeconvoy.orchestrator.audit import Sources
 from codeconvoy.orchestrator.fleet import now_ms
 from codeconvoy.orchestrator.job_file import check
@@ -34,7 +36,6 @@ from codeconvoy.workers.git_worker import GitWorker
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import FileProjector, JobProjector
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Role, RoleKind, Vote
-from prometheus_client import CollectorRegistry
 
 CODEC = Codec.create()
 TURN_SECONDS = 0.005

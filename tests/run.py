@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
 from codeconvoy.schemas.errors import ConvoyError
-
 from tests.services import kafka_for_tests, redis_for_tests
 
 SUITES = ("unit", "property", "simulation", "contract", "integration", "e2e")

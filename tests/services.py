@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+
 from codeconvoy.orchestrator.services import (
     JAVA_AT_LEAST,
     LocalKafka,

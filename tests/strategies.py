@@ -3,10 +3,10 @@
 from typing import Any, TypeVar
 
 import msgspec.inspect as shape
-from codeconvoy.schemas.codec import Record
-from codeconvoy.schemas.events import TYPE_OF, Event, Hunk, LineRange
 from hypothesis import strategies as st
 
+from codeconvoy.schemas.codec import Record
+from codeconvoy.schemas.events import TYPE_OF, Event, Hunk, LineRange
 from tests.golden import PATH_FIELDS
 
 R = TypeVar("R", bound=Record)

@@ -17,6 +17,7 @@ It never waits for a model or a person: those answer with events.
 from collections.abc import Mapping, Sequence
 
 import msgspec
+
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import (

@@ -7,6 +7,7 @@ does not grow with what the file already holds.
 from collections.abc import Mapping
 
 import msgspec
+
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.file_history import Claim, Entry, FileHistory, Reader
 from codeconvoy.workers.engine.fold_engine import Read

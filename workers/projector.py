@@ -6,6 +6,7 @@ Two fold engines without outputs: the file fold over `events` and the job fold o
 from collections.abc import Mapping, Sequence
 
 import msgspec
+
 from codeconvoy.schemas import job_fold
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import Event

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+
 from codeconvoy.orchestrator.cli import dlq, jobs, processes, rebuild, up
 from codeconvoy.orchestrator.cli.common import plain, stderr
 from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable

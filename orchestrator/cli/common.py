@@ -12,11 +12,12 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+
 from codeconvoy.orchestrator.connection import connect, redis_unavailable
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.orchestrator.settings import load_settings
-from redis.exceptions import RedisError
-from rich.console import Console
 
 T = TypeVar("T")
 

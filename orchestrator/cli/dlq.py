@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
+from rich.table import Table
+
 from codeconvoy.orchestrator.cli.common import Output, OutputOption, plain, print_json, stdout, with_fleet
 from codeconvoy.orchestrator.dead_letters import Letter, letters, retry, skip
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.schemas.errors import BadInput
-from rich.table import Table
 
 SHOWN_BYTES = 2_000
 

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from codeconvoy.orchestrator.cli.common import plain
-from codeconvoy.schemas.job_facts import JobStatus
-from codeconvoy.schemas.job_state import JobState, Stage, TaskState, TaskStatus
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from codeconvoy.orchestrator.cli.common import plain
+from codeconvoy.schemas.job_facts import JobStatus
+from codeconvoy.schemas.job_state import JobState, Stage, TaskState, TaskStatus
 
 STATUS_STYLE = {
     JobStatus.RUNNING: "cyan",

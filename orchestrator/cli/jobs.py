@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
 from codeconvoy.orchestrator.cli import job_view
 from codeconvoy.orchestrator.cli.common import (
     Output,
@@ -28,9 +32,6 @@ from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.schemas.job_facts import JobStatus
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.workers.projection import Projection
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 PANEL = "Jobs"
 POLL_SECONDS = 0.5

@@ -10,14 +10,15 @@ import threading
 from typing import Annotated
 
 import typer
-from codeconvoy.orchestrator.connection import connect, redis_unavailable
-from codeconvoy.orchestrator.fleet import make_process
-from codeconvoy.orchestrator.settings import load_settings
-from codeconvoy.orchestrator.status_server import StatusServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from redis.exceptions import RedisError
+
+from codeconvoy.orchestrator.connection import connect, redis_unavailable
+from codeconvoy.orchestrator.fleet import make_process
+from codeconvoy.orchestrator.settings import load_settings
+from codeconvoy.orchestrator.status_server import StatusServer
 
 PANEL = "Processes of a fleet"
 NO_METRICS = -1

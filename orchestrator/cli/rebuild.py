@@ -1,6 +1,8 @@
 """Reads the logs, writes the projection: `convoy rebuild`."""
 
 import typer
+from rich.progress import Progress
+
 from codeconvoy.orchestrator.cli.common import (
     Output,
     OutputOption,
@@ -12,7 +14,6 @@ from codeconvoy.orchestrator.cli.common import (
 )
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.orchestrator.rebuild import Rebuilt, length, rebuild
-from rich.progress import Progress
 
 
 def rebuild_projection(output: OutputOption = Output.TEXT) -> None:

@@ -16,6 +16,10 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
 from codeconvoy.orchestrator.choosers import Force, Places, choose_broker, choose_redis
 from codeconvoy.orchestrator.cli.common import plain, stdout
 from codeconvoy.orchestrator.connection import (
@@ -36,9 +40,6 @@ from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.roles.agents import make_agent
 from codeconvoy.workers.roles.role import Role
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 PANEL = "Processes of a fleet"
 EMBEDDED_PARTITIONS = 4

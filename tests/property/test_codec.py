@@ -3,15 +3,15 @@
 import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from codeconvoy.schemas.codec import FILES, Codec, Record
 from codeconvoy.schemas.dead_letters import DeadLetter
 from codeconvoy.schemas.errors import Undecodable
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.job_facts import JobFact
 from codeconvoy.schemas.tasks import Task
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.golden import examples
 from tests.strategies import records
 

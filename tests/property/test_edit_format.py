@@ -1,9 +1,10 @@
 """Whatever the bytes: they survive, an exact block does just what it says, a reply never crashes."""
 
-from codeconvoy.workers.llm.edit_format import propose
-from codeconvoy.workers.llm.text import Region, decode, encode, trimmed
 from hypothesis import given
 from hypothesis import strategies as st
+
+from codeconvoy.workers.llm.edit_format import propose
+from codeconvoy.workers.llm.text import Region, decode, encode, trimmed
 
 LINES = st.lists(st.sampled_from(["a", "b", " ", "", "=======", "é", "x = 1", "\t", "\x0c"]), max_size=8)
 ENDS = st.sampled_from([b"\n", b"\r\n"])

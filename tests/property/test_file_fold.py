@@ -6,6 +6,9 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from codeconvoy.schemas import file_fold
 from codeconvoy.schemas.events import (
     ConflictDetected,
@@ -21,9 +24,6 @@ from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import FileForked, FileSettled, VerdictKind
 from codeconvoy.workers import file_states
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.builders import BASE, WORKSPACE, FileLog, event, executed, read_noted, review, voided
 from tests.detector_loop import DetectorLoop
 

@@ -4,6 +4,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pygit2
+from hypothesis import given
+from hypothesis import strategies as st
+
 from codeconvoy.schemas.events import (
     CodeModified,
     ConflictResolved,
@@ -19,8 +22,6 @@ from codeconvoy.workers.git.plan import plan_commits
 from codeconvoy.workers.git.publish import write_branch
 from codeconvoy.workers.git.source import Local, Source
 from codeconvoy.workers.git.trailers import commits_between, of_commit
-from hypothesis import given
-from hypothesis import strategies as st
 
 PATHS = ("a", "d/b")
 CONTENT = st.one_of(st.none(), st.binary(max_size=4))

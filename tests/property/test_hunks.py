@@ -4,12 +4,13 @@ import hashlib
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from codeconvoy.schemas import hunks
 from codeconvoy.schemas.errors import PatchRejected, TooLarge
 from codeconvoy.schemas.events import Hunk, Patch
 from codeconvoy.schemas.topics import MAX_FILE_BYTES
-from hypothesis import given
-from hypothesis import strategies as st
 
 LINE = st.one_of(
     st.sampled_from(

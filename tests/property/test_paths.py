@@ -1,10 +1,11 @@
 """Paths: one spelling each, and none that git, a file system or a reader could be fooled by."""
 
 import pytest
-from codeconvoy.schemas.errors import BadInput
-from codeconvoy.schemas.paths import check_workspace, is_normal, normalise
 from hypothesis import given
 from hypothesis import strategies as st
+
+from codeconvoy.schemas.errors import BadInput
+from codeconvoy.schemas.paths import check_workspace, is_normal, normalise
 
 PIECES = st.sampled_from(
     ["a", ".git", "GIT~1", "..", ".", "-x", "é", "e\u0301", "\u200b", " ", ":", "b.py", "\\", "\n", "～"]

@@ -7,6 +7,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from hypothesis import Phase, find, given, settings
+from hypothesis import strategies as st
+
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.workers.resolution import mirror
 from codeconvoy.workers.resolution.mirror import merge_heads
@@ -14,9 +17,6 @@ from codeconvoy.workers.resolution.object_store import GaveUp, Merged
 from codeconvoy.workers.resolution.overlap import overlapping
 from codeconvoy.workers.resolution.standalone import merge_files
 from codeconvoy.workers.resolution.strategies import ClaimNeeded, Resolved, resolve
-from hypothesis import Phase, find, given, settings
-from hypothesis import strategies as st
-
 from tests.fork_histories import Version, fork_of, history_of
 
 BASE_LINES = 6

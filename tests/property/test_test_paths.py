@@ -1,9 +1,10 @@
 """The test file of a source file: one for each, whatever the paths look like."""
 
-from codeconvoy.schemas import test_paths
-from codeconvoy.schemas.paths import is_normal
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from codeconvoy.schemas import test_paths
+from codeconvoy.schemas.paths import is_normal
 
 parts = st.text("aAbB_.-1é", min_size=1, max_size=6)
 sources = st.lists(parts, min_size=1, max_size=4).map("/".join).map(lambda path: f"{path}.py")

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
+
 from codeconvoy.orchestrator.audit import audit
 from codeconvoy.orchestrator.audit_report import Check, Report
 from codeconvoy.schemas.events import Event, Strategy
@@ -23,7 +24,6 @@ from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.topics import file_key, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
 from codeconvoy.workers.engine.state import MemoryStore
-
 from tests.git_repos import commit, git, repository
 from tests.memory_fleet import CODEC, MemoryFleet, approving, replacing
 

@@ -10,7 +10,6 @@ from codeconvoy.schemas.events import FileImported
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.workers.git import trailers
 from codeconvoy.workers.git.plan import plan_commits
-
 from tests.builders import FileLog
 
 PUBLICATION = Publication("j", "w", "/repo", "b", "c0", "c1", imports={"a.txt": "base"}, seen={0: 2})

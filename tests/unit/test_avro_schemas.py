@@ -6,8 +6,8 @@ from typing import Any
 import avro.compatibility
 import avro.schema
 import pytest
-from codeconvoy.schemas.codec import FILES, Record, SchemaSet
 
+from codeconvoy.schemas.codec import FILES, Record, SchemaSet
 from tests.avro_schemas import FOLDER, avro_schema, pretty
 
 KINDS = pytest.mark.parametrize("kind", list(FILES))

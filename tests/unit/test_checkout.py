@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pygit2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.git.source import Source, open_source
 from codeconvoy.workers.roles.checkout import Checkouts, Overlay, stays_inside
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 import avro.schema
 import msgspec
 import pytest
+
 from codeconvoy.schemas import events
 from codeconvoy.schemas.codec import FILES, Codec, Record, SchemaSet
 from codeconvoy.schemas.dead_letters import DeadLetter
@@ -14,7 +15,6 @@ from codeconvoy.schemas.events import Event, EventType, Hunk
 from codeconvoy.schemas.registry import ConfluentRegistry
 from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES, Topics
-
 from tests.golden import CURRENT, FOLDER, examples
 
 CODEC = Codec.create()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from codeconvoy.schemas.errors import AgentError, BadInput
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.tasks import EditWork, ResolveWork, ReviewWork, Task, TestWork, Work

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from codeconvoy.schemas.test_paths import test_path_for as path_for
 from codeconvoy.workers.roles.codemod.characterise import characterise
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from codeconvoy.workers.roles.codemod.review import Problem, problems
 
 MODULE = '''"""Doc."""

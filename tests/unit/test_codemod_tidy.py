@@ -3,10 +3,11 @@
 import ast
 
 import pytest
-from codeconvoy.schemas.errors import AgentError
-from codeconvoy.workers.roles.codemod.tidy import RULES, tidy
 from hypothesis import given
 from hypothesis import strategies as st
+
+from codeconvoy.schemas.errors import AgentError
+from codeconvoy.workers.roles.codemod.tidy import RULES, tidy
 
 
 @pytest.mark.parametrize(

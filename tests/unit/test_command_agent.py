@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.tasks import EditWork
 from codeconvoy.workers.llm.command import MAX_OUTPUT_BYTES, CommandAgent
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, RoleKind, Vote
-
 from tests import contexts
 
 ROLE = Role(name="r", kind=RoleKind.EDIT, description="", provider="command", prompt="Be r.")

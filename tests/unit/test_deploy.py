@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import AliasChoices
+
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES
 from codeconvoy.orchestrator.settings import Settings
 from codeconvoy.workers.roles.registry import builtin_roles, load_roles
-from pydantic import AliasChoices
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 ENGINES = {"orchestrator", "projector", "detector"}

@@ -1,6 +1,7 @@
 """What becomes of a model's reply: edits that match exactly, or the flaw in words."""
 
 import pytest
+
 from codeconvoy.workers.llm.edit_format import Problem, propose
 from codeconvoy.workers.llm.text import decode, encode
 from codeconvoy.workers.roles.role import FileEdit

@@ -2,12 +2,12 @@
 
 import msgspec
 import pytest
+
 from codeconvoy.schemas.events import CodeReverted, Consistency, FileImported, Hunk, Patch, Strategy
 from codeconvoy.schemas.file_fold import MAX_ATTEMPTS, Verdict, fold, lowest_common_ancestor
 from codeconvoy.schemas.file_history import MAX_DEFERRED, MAX_EDITS, MAX_ENTRIES, MAX_HEADS, MAX_READERS
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import VerdictKind as V
-
 from tests.builders import FileLog, executed, read_noted, review, voided
 
 

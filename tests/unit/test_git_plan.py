@@ -2,11 +2,11 @@
 
 import msgspec
 import pytest
+
 from codeconvoy.schemas.events import EventType
 from codeconvoy.schemas.file_history import Entry
 from codeconvoy.schemas.job_state import GIT_ROLE
 from codeconvoy.workers.git.plan import Commit, ImportPlan, import_parent, plan_commits
-
 from tests.git_repos import entry, forgotten, history_of
 
 IMPORTED = entry(0, "i", (), b"0", event_type=EventType.FILE_IMPORTED)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pygit2
 import pytest
+
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.workers.git import publish, source
 from codeconvoy.workers.git.plan import Commit
 from codeconvoy.workers.git.publish import Written, check_branch, write_branch
 from codeconvoy.workers.git.source import Remote, Source, open_source
 from codeconvoy.workers.git.trailers import MAX_SUBJECT, Trailers, message, newest_events, of_commit, parse
-
 from tests.git_repos import commit, git, planned, repository, tree_of
 
 FILES = {"a.py": b"a\n", "docs/b.py": b"b\n", "docs/deep/c.py": b"c\n"}

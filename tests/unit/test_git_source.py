@@ -5,12 +5,12 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, MAX_FILES_PER_JOB
 from codeconvoy.workers.git import command, source
 from codeconvoy.workers.git.selection import Selection, content_at, select
 from codeconvoy.workers.git.source import Local, Remote, Source, locate, open_source
-
 from tests.git_repos import commit, git, repository
 
 FILES = {"a.py": b"a\n", "docs/b.py": b"b\n", "docs/deep/c.py": b"c\n", "README": b"r\n"}

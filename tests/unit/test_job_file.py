@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from codeconvoy.orchestrator.job_file import (
     absolute,
     check,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 import pytest
+
 from codeconvoy.workers.llm.anthropic_provider import AnthropicProvider
 from codeconvoy.workers.llm.http_errors import retry_after
 from codeconvoy.workers.llm.openai_provider import OpenAIProvider
@@ -18,7 +19,6 @@ from codeconvoy.workers.llm.provider import (
     Stop,
     fingerprint,
 )
-
 from tests.llm_server import CUT, DROP, HANG, MALFORMED, SHAPE, Fault, ModelServer, Said, status
 
 T = TypeVar("T")

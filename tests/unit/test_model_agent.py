@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 import pytest
+
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.tasks import EditWork
 from codeconvoy.workers.llm.agent import ModelAgent
@@ -14,7 +15,6 @@ from codeconvoy.workers.llm.openai_provider import OpenAIProvider
 from codeconvoy.workers.llm.provider import Call, Reply, Stop, reply_of
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, RoleKind, Vote
 from codeconvoy.workers.roles.validators import Validator
-
 from tests import contexts
 from tests.llm_server import CUT, ModelServer, helpful
 

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from codeconvoy.workers.resolution.mirror import merge_heads
 from codeconvoy.workers.resolution.object_store import GaveUp, Merged, object_store
 from codeconvoy.workers.resolution.standalone import merge_files
-
 from tests.fork_histories import Version, fork_of, history_of
 
 BASE = b"one\ntwo\nthree\nfour\nfive\n"

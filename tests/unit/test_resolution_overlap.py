@@ -1,6 +1,7 @@
 """Reads nothing, writes nothing: which lines several sides changed."""
 
 import pytest
+
 from codeconvoy.schemas.events import LineRange
 from codeconvoy.workers.resolution.overlap import MAX_RANGES, overlapping
 

@@ -1,6 +1,7 @@
 """Reads nothing, writes nothing: merging three contents as the command `convoy merge` does."""
 
 import pytest
+
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.workers.resolution.standalone import merge_files
 

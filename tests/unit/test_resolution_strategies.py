@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.events import Strategy, Tried
 from codeconvoy.schemas.file_history import FileHistory
@@ -15,7 +16,6 @@ from codeconvoy.workers.resolution.strategies import (
     Resolved,
     resolve,
 )
-
 from tests.fork_histories import Version, fork_of, history_of
 
 BASE = b"one\ntwo\nthree\nfour\nfive\n"

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.topics import MAX_FILE_BYTES
 from codeconvoy.workers.resolution import validate

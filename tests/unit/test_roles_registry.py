@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.llm.agent import ModelAgent
 from codeconvoy.workers.llm.command import CommandAgent

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from codeconvoy.workers.roles import cgroups, sandbox
 from codeconvoy.workers.roles.sandbox import Limits, Outcome
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+
 from codeconvoy.orchestrator.settings import Settings, load_settings
 from codeconvoy.schemas.errors import BadInput
-from pydantic import ValidationError
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import confluent_kafka
 import pytest
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.topics import (
     MAX_MESSAGE_BYTES,

@@ -9,6 +9,10 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
 from codeconvoy.workers.engine.bus import RebalanceListener
 from codeconvoy.workers.engine.kafka_client import (
     Complaints,
@@ -19,9 +23,6 @@ from codeconvoy.workers.engine.kafka_client import (
 from codeconvoy.workers.engine.kafka_consumer import KafkaConsumer
 from codeconvoy.workers.engine.kafka_producer import KafkaProducer
 from codeconvoy.workers.engine.kafka_reader import KafkaReader
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
 _METADATA_SECONDS = 5.0
 _CREATE_SECONDS = 30.0

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as KafkaPartition
+
 from codeconvoy.schemas.errors import BusError, Fenced
 from codeconvoy.workers.engine.bus import (
     Committed,
@@ -32,8 +35,6 @@ from codeconvoy.workers.engine.kafka_client import (
     from_kafka,
     persist,
 )
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
-from confluent_kafka import TopicPartition as KafkaPartition
 
 _SLICE_SECONDS = 0.01
 """How long one look for records may keep other requests waiting."""

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from codeconvoy.schemas.errors import PartitionLost
 from redis.asyncio import Redis
+
+from codeconvoy.schemas.errors import PartitionLost
 
 OFFSET = "@offset"
 OWNER = "@owner"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import pathspec
+
 from codeconvoy.schemas.errors import BadInput
 
 _MAGIC = re.compile(r"[*?\[\\]|/\Z")

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pygit2
+from pygit2.enums import FileMode
+
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.workers.git import trailers
 from codeconvoy.workers.git.command import GitFailed, git
 from codeconvoy.workers.git.plan import Commit
 from codeconvoy.workers.git.source import Remote, Source, explained, refresh, remote_refs_of
-from pygit2.enums import FileMode
 
 _MAX_SECONDS = (1 << 33) - 1
 _MAX_NAME = 100

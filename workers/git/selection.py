@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pygit2
+from pygit2.enums import FileMode, ObjectType
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.paths import normalise
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, MAX_FILES_PER_JOB
 from codeconvoy.workers.git.globs import compile_globs, is_literal
 from codeconvoy.workers.git.source import Source
-from pygit2.enums import FileMode, ObjectType
 
 _BINARY_BYTES = 8000
 """How far git looks for a NUL byte (`buffer_is_binary` in xdiff-interface.c)."""

@@ -17,9 +17,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pygit2
+from pygit2.enums import RepositoryOpenFlag
+
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.workers.git.command import DEADLINE_SECONDS, GitFailed, git, remote_refs
-from pygit2.enums import RepositoryOpenFlag
 
 _SCHEMES = ("https", "http", "ssh", "git")
 _HELPER = re.compile(r"[A-Za-z0-9+.-]*::")

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 import msgspec
+
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.events import Usage
 from codeconvoy.schemas.job_spec import TaskSpec

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Sequence
 
 import msgspec
+
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import PlanWork, ResolveWork, ReviewWork, TestWork

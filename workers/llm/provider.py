@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 import msgspec
+
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.events import Usage
 

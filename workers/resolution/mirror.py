@@ -8,9 +8,10 @@ process. Bases, virtual bases of criss-cross merges and merged text are then git
 
 from graphlib import TopologicalSorter
 
+from pygit2 import Oid
+
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.workers.resolution.object_store import GaveUp, Merged, ObjectStore, object_store
-from pygit2 import Oid
 
 
 def merge_heads(history: FileHistory, heads: tuple[str, ...]) -> Merged | GaveUp:

@@ -19,9 +19,10 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 
 import yaml
+from ruff import find_ruff_bin  # type: ignore[import-untyped]
+
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.topics import MAX_FILE_BYTES
-from ruff import find_ruff_bin  # type: ignore[import-untyped]
 
 LINT_SECONDS = 10
 """Deadline of all runs of ruff for one candidate; 20 ms is usual for one."""

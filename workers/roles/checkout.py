@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import pygit2
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.paths import is_normal, normalise
 from codeconvoy.workers.git.source import Source

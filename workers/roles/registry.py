@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.topics import check_role
 from codeconvoy.workers.llm.prompts import DEFAULT_PROMPTS

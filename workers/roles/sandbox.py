@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.roles import cgroups
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 import ruff  # type: ignore[import-untyped]
+
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.workers.roles.codemod.source import Rewrite
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import libcst as cst
+
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.workers.roles.codemod.source import Rewrite
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as KafkaPartition
+
 from codeconvoy.schemas.errors import BusError, Fenced, Unavailable
 from codeconvoy.schemas.topics import MAX_MESSAGE_BYTES, PARTITIONER
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.limits import key_text
-from confluent_kafka import KafkaError, KafkaException, Message
-from confluent_kafka import TopicPartition as KafkaPartition
 
 T = TypeVar("T")
 Settings = dict[str, Any]
@@ -30,6 +31,10 @@ _ALL = {
     "retry.backoff.ms": 5,
     # A topic that is created after its consumer subscribed is found after this (default: five minutes).
     "topic.metadata.refresh.interval.ms": 10_000,
+    # A broker that was restarted is found again within two seconds (default: ten); one that is away is
+    # not asked, and complained about, twenty times a second.
+    "reconnect.backoff.ms": 250,
+    "reconnect.backoff.max.ms": 2_000,
     "logger": _LOG,
 }
 _LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)

@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import TopicPartition as KafkaPartition
+
 from codeconvoy.schemas.errors import Aborted, BusError
 from codeconvoy.workers.engine.bus import Committed, GroupToken, Outgoing, TopicPartition
 from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error, persist
 from codeconvoy.workers.engine.kafka_consumer import MemberToken
 from codeconvoy.workers.engine.limits import check_limits, key_bytes
-from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka import TopicPartition as KafkaPartition
 
 _ANY_PARTITION = -1
 _CALL_SECONDS = 5.0
@@ -112,6 +113,7 @@ class KafkaProducer:
                 self._producer.poll(0.0)  # serves error_cb, which has the reason
                 patience = not self._complaints.reason and time.monotonic() < deadline
                 if not (error.args[0].retriable() and patience):
+                    self._give_up(error.args[0])
                     raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
 
     def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:

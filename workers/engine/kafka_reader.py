@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from confluent_kafka import Consumer, KafkaException, Message
+
 from codeconvoy.schemas.errors import BusError
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.kafka_client import (
@@ -17,7 +19,6 @@ from codeconvoy.workers.engine.kafka_client import (
     persist,
     reader_settings,
 )
-from confluent_kafka import Consumer, KafkaException, Message
 
 _SLICE_SECONDS = 0.05
 _CALL_SECONDS = 5.0
@@ -31,10 +32,10 @@ class KafkaReader:
         self._settings = reader_settings(given, "read_committed")
         self._complaints = Complaints()
         self._owner = OwnerThread("kafka-reader")
-        self._consumer = Consumer({**self._settings, "error_cb": self._complaints})
+        self._consumer = Consumer(self._settings)
         # A client of its own: a high watermark that is read_committed may miss what was just committed,
         # since the markers are written after the commit returned.
-        self._ends = Consumer(reader_settings(given, "read_uncommitted"))
+        self._ends = Consumer({**reader_settings(given, "read_uncommitted"), "error_cb": self._complaints})
         self._ends_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kafka-ends")
         self._at: TopicPartition | None = None
         self._passed: dict[TopicPartition, int] = {}
@@ -80,6 +81,7 @@ class KafkaReader:
                 _WATERMARK_SECONDS,
             )
         except KafkaException as error:
+            self._ends.poll(0.0)  # serves error_cb, which has the reason
             raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
         return low, high
 

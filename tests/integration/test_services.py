@@ -1,0 +1,121 @@
+"""The services that `convoy up` and the tests start: they answer, keep what they should, and stop."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from codeconvoy.orchestrator.choosers import Places, choose_broker, choose_redis
+from codeconvoy.orchestrator.services import LocalKafka, kafka_answers, redis_answers
+from codeconvoy.schemas.errors import Unavailable
+from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition
+from codeconvoy.workers.engine.kafka_bus import KafkaBus
+from tests.contract.test_bus import Listener, joined, read_all, values
+from tests.services import jar_cache
+
+NOBODY = "127.0.0.1:1"
+
+
+def places(data: Path) -> Places:
+    return Places(data, jar_cache(), Path(__file__).parents[2] / "deploy" / "compose.yaml")
+
+
+def test_the_embedded_broker_commits_offsets_and_outputs(tmp_path: Path) -> None:
+    chosen = choose_broker(NOBODY, places(tmp_path), "embedded")
+    assert (chosen.kind, chosen.embedded) == ("embedded", True)
+
+    async def test() -> None:
+        bus = KafkaBus({"bootstrap.servers": chosen.bootstrap, "group.protocol": "consumer"}, embedded=True)
+        await bus.create_topics({"t": {}}, 4)
+        assert await bus.partition_counts(["t"]) == {"t": 4}
+        producer, at = await bus.producer("p"), TopicPartition("t", 0)
+        member = await joined(bus, "g", "t", Listener())
+        await producer.transaction([Outgoing("t", "k", b"one", partition=0)])
+        assert values(await member.records(1)) == ["one"]
+        token = await member.consumer.group_token()
+        await producer.transaction(
+            [Outgoing("t", "k", b"two", partition=0)], {at: Committed(1, "m")}, "g", token
+        )
+        await member.consumer.close()
+        again = Listener()
+        member = await joined(bus, "g", "t", again)
+        assert again.committed[at] == Committed(1, "m")
+        assert values(await member.records(1)) == ["two"]
+        await bus.close()
+
+    asyncio.run(test())
+    chosen.stop()
+    assert not kafka_answers({"bootstrap.servers": chosen.bootstrap})
+
+
+def test_a_real_broker_is_started_and_survives_a_kill(tmp_path: Path) -> None:
+    chosen = choose_broker("", places(tmp_path), "kafka")
+    settings = {"bootstrap.servers": chosen.bootstrap}
+    topic, at = tmp_path.name, TopicPartition(tmp_path.name, 0)
+
+    async def write() -> None:
+        bus = KafkaBus(settings)
+        await bus.create_topics({topic: {}}, 1)
+        await (await bus.producer("p")).transaction([Outgoing(topic, "k", b"kept")])
+        # Read back, so that its marker is on the log: see LocalKafka for what a kill before that does.
+        assert values(await read_all(bus, at)) == ["kept"]
+        await bus.close()
+
+    async def read() -> list[str]:
+        bus = KafkaBus(settings)
+        found = values(await read_all(bus, at))
+        await bus.close()
+        return found
+
+    try:
+        assert chosen.kind in ("docker", "local")
+        asyncio.run(write())
+        if isinstance(chosen.service, LocalKafka):
+            chosen.service.kill()
+            assert not kafka_answers(settings)
+            chosen.service.start()
+        assert asyncio.run(read()) == ["kept"]
+    finally:
+        chosen.stop()
+
+
+def test_an_address_that_was_given_is_never_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="CONVOY_KAFKA"):
+        choose_broker(NOBODY, places(tmp_path))
+    with pytest.raises(Unavailable, match="CONVOY_REDIS"):
+        choose_redis(f"redis://{NOBODY}/0", places(tmp_path))
+
+
+def test_services_that_were_given_are_used_and_left_running(
+    kafka: str, redis_server: str, tmp_path: Path
+) -> None:
+    broker, redis = choose_broker(kafka, places(tmp_path)), choose_redis(redis_server, places(tmp_path))
+    assert (broker.kind, broker.bootstrap, redis.kind, redis.url) == ("given", kafka, "given", redis_server)
+    broker.stop()
+    redis.stop()
+    assert kafka_answers({"bootstrap.servers": kafka}, 5.0)
+    assert redis_answers(redis_server)
+
+
+def test_redis_starts_without_docker_and_stops(tmp_path: Path) -> None:
+    chosen = choose_redis("", places(tmp_path), "embedded")
+    assert chosen.kind in ("local", "embedded")
+    assert redis_answers(chosen.url)
+    chosen.stop()
+    assert not redis_answers(chosen.url)
+
+
+def test_no_broker_is_said_with_the_reason() -> None:
+    async def test() -> None:
+        bus = KafkaBus({"bootstrap.servers": NOBODY})
+        with pytest.raises(Unavailable, match="refused"):
+            await bus.partition_counts(["t"])
+        with pytest.raises(Unavailable, match="refused"):
+            await bus.producer("p")
+        with pytest.raises(Unavailable, match="refused"):
+            await bus.create_topics({"t": {}}, 1)
+        with pytest.raises(Unavailable, match="refused"):
+            await bus.reader().watermarks(TopicPartition("t", 0))
+        await bus.close()
+
+    asyncio.run(test())

@@ -11,6 +11,7 @@ fork of its files is open. Called by the job fold after each fact that may have 
 """
 
 import msgspec
+
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.job_facts import ImportedFile, Reviewed, Tested
 from codeconvoy.schemas.job_spec import TaskKind, TaskSpec
@@ -51,7 +52,7 @@ def _start_edits(step: Step, path: str, specs: list[TaskSpec], bases: dict[str, 
         work = EditWork(base=base if step.spec.together else "", also=spec.also)
         step.send(task_id, spec.role, path, work, unit=path, goal=spec.goal, reads=spec.reads)
         task_ids.append(task_id)
-    for watched in {path, *(other for spec in specs for other in spec.also)}:
+    for watched in sorted({path, *(other for spec in specs for other in spec.also)}):
         step.watch(watched, unit.unit_id)
     step.put_unit(msgspec.structs.replace(unit, authors=tuple(task_ids), tasks=tuple(task_ids)))
 
@@ -209,7 +210,7 @@ def _back(step: Step, unit: Unit, feedback: str) -> None:
 def _revert(step: Step, unit: Unit, path: str, base: str, reason: str) -> None:
     """Nothing that was refused stays on the branch: set the file back; its history remains."""
     unit = msgspec.structs.replace(unit, stage=Stage.REVERT, visits=unit.visits + 1, reason=reason)
-    task_id = ids.task_id(step.job.job_id, "revert", GIT_ROLE, path, unit.visits)
+    task_id = ids.task_id(step.job.job_id, "revert", GIT_ROLE, unit.unit_id, unit.visits)
     step.send(task_id, GIT_ROLE, path, RevertWork(to=base, reason=reason), unit=unit.unit_id)
     step.put_unit(msgspec.structs.replace(unit, tasks=(task_id,)))
 
@@ -231,7 +232,7 @@ def _enter_test(step: Step, unit: Unit, roles: tuple[str, ...], goal: str = "") 
     role = roles[0]
     test_path = test_path_for(unit.path, step.spec.test_directory)
     step.watch(test_path, unit.unit_id)
-    task_id = ids.task_id(step.job.job_id, "test", role, unit.path)
+    task_id = ids.task_id(step.job.job_id, "test", role, unit.unit_id)
     before = step.tasks.get(task_id)
     if before is not None:
         step.send_again(before, "the file has changed since the tests were written")
@@ -286,7 +287,7 @@ def _enter_run(step: Step, unit: Unit) -> None:
         subjects=(unit.path,),
         unsandboxed=spec.unsandboxed,
     )
-    task_id = ids.task_id(step.job.job_id, "run", RUNNER_ROLE, unit.test_path, unit.visits)
+    task_id = ids.task_id(step.job.job_id, "run", RUNNER_ROLE, unit.unit_id, unit.visits)
     step.send(task_id, RUNNER_ROLE, unit.test_path, work, unit=unit.unit_id)
     step.put_unit(msgspec.structs.replace(unit, tasks=(task_id,)))
 

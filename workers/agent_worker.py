@@ -6,7 +6,7 @@ The agent does not know the log; this does not know the agent. What an agent ans
 again here, whatever it is: nothing outside of the task's files is ever written.
 """
 
-import time
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from codeconvoy.schemas.codec import Codec
@@ -50,13 +50,14 @@ class AgentWorker:
         task = self._codec.decode(record.value, Task)
         if await self._desk.is_void(task):
             return ()
-        began = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             context = await self._context(task)
             answer = await self._desk.unless_void(task, self._agent.work(context))
             if answer is None:
                 return ()
-            return self._outputs(context, answer, time.monotonic() - began)
+            return self._outputs(context, answer, clock() - began)
         except AgentError as error:
             return self._desk.failed(task, error.reason, retryable=error.retryable)
 

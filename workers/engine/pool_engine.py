@@ -63,6 +63,8 @@ class PoolLimits:
     """Tasks read and not begun, before reading pauses."""
     poll_seconds: float = 0.05
     """Also the beat of the group commit."""
+    idle_poll_seconds: float = 0.5
+    """How long a poll waits where nothing is in hand."""
     drain_seconds: float = 5.0
     """How long tasks in flight may take to end when their partition is taken away, or at the end."""
     retry_seconds: float = 2.0
@@ -145,7 +147,9 @@ class PoolEngine:
         last_skip_check = 0.0
         try:
             while not stop.is_set():
-                records = await self._consumer.poll(self._room(), self._limits.poll_seconds)
+                in_hand = self._lanes or self._results or self._dirty
+                patience = self._limits.poll_seconds if in_hand else self._limits.idle_poll_seconds
+                records = await self._consumer.poll(self._room(), patience)
                 self._take_in(records)
                 self._start(clock())
                 ended = await self._commit()

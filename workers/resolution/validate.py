@@ -65,12 +65,14 @@ def objections(path: str, candidate: bytes | None, sides: Sequence[bytes]) -> tu
     parse = _PARSERS.get(suffix)
     if parse is _parse_yaml and max(map(len, (candidate, *sides))) > MAX_YAML_BYTES:
         return ()
-    if parse is None or any(_flaw(parse, side) for side in sides):
+    if parse is None:
         return ()
+    # The candidate first: it is nearly always sound, and parsing every side costs the most.
     flaw = _flaw(parse, candidate)
-    if flaw:
-        return (f"the merged file does not parse, and all sides did: {flaw}",)
-    return _new_findings(suffix, candidate, sides) if suffix in _PYTHON else ()
+    found = (f"the merged file does not parse, and all sides did: {flaw}",) if flaw else ()
+    if not flaw and suffix in _PYTHON:
+        found = _new_findings(suffix, candidate, sides, parse)
+    return found if found and not any(_flaw(parse, side) for side in sides) else ()
 
 
 def _new_markers(candidate: bytes, sides: Sequence[bytes]) -> str:
@@ -79,13 +81,15 @@ def _new_markers(candidate: bytes, sides: Sequence[bytes]) -> str:
     return next((ascii(line)[2:-1] for line in _MARKER.findall(candidate) if line not in known), "")
 
 
-def _new_findings(suffix: str, candidate: bytes, sides: Sequence[bytes]) -> tuple[str, ...]:
+def _new_findings(
+    suffix: str, candidate: bytes, sides: Sequence[bytes], parse: Callable[[bytes], None]
+) -> tuple[str, ...]:
     """What ruff finds in the candidate and in no side (undefined names, redefinitions, ...)."""
     deadline = time.monotonic() + LINT_SECONDS
     try:
         found = _findings(suffix, candidate, deadline)
         for side in sides:
-            if not found:
+            if not found or _flaw(parse, side):
                 break
             known = _findings(suffix, side, deadline)
             found = {key: text for key, text in found.items() if key not in known}

@@ -28,6 +28,7 @@ from codeconvoy.workers.engine.dead_letter import dead_letter, letter_of, skippe
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics
 from codeconvoy.workers.engine.offsets import Offsets
+from codeconvoy.workers.engine.starts import readable
 
 logger = logging.getLogger(__name__)
 
@@ -172,12 +173,12 @@ class PoolEngine:
     ) -> Mapping[TopicPartition, int]:
         """Start at what the group has committed; what is done above it is skipped."""
         self._epoch += 1
-        starts: dict[TopicPartition, int] = {}
+        wanted = {at: found.offset if found else 0 for at, found in committed.items()}
+        starts = await readable(self._bus, wanted)
         for at, found in committed.items():
-            start = found.offset if found else 0
+            start = starts[at]
             done = offset_map.decode(start, found.metadata) if found else set()
             self._assigned[at.partition] = _Assignment(at, self._epoch, Offsets(start, done, start))
-            starts[at] = start
         self._metrics.rebalances.inc()
         return starts
 

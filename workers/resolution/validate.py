@@ -69,8 +69,10 @@ def objections(path: str, candidate: bytes | None, sides: Sequence[bytes]) -> tu
         return ()
     # The candidate first: it is nearly always sound, and parsing every side costs the most.
     flaw = _flaw(parse, candidate)
-    found = (f"the merged file does not parse, and all sides did: {flaw}",) if flaw else ()
-    if not flaw and suffix in _PYTHON:
+    found: tuple[str, ...] = ()
+    if flaw:
+        found = (f"the merged file does not parse, and all sides did: {flaw}",)
+    elif suffix in _PYTHON:
         found = _new_findings(suffix, candidate, sides, parse)
     return found if found and not any(_flaw(parse, side) for side in sides) else ()
 

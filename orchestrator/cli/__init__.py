@@ -10,11 +10,18 @@ from typing import Annotated
 
 import typer
 
-from codeconvoy.orchestrator.cli import dlq, jobs, processes, rebuild, up
+from codeconvoy.orchestrator.cli import dlq, health, jobs, processes, rebuild, up
 from codeconvoy.orchestrator.cli.common import plain, stderr
 from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 
-GROUPS = (jobs.register, up.register, processes.register, dlq.register, rebuild.register)
+GROUPS = (
+    jobs.register,
+    up.register,
+    processes.register,
+    health.register,
+    dlq.register,
+    rebuild.register,
+)
 EXIT_CODES: tuple[tuple[type[ConvoyError], int], ...] = ((BadInput, 2), (Unavailable, 3), (ConvoyError, 1))
 """The first that fits."""
 INTERRUPTED = 130

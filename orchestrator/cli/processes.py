@@ -17,12 +17,13 @@ from redis.exceptions import RedisError
 
 from codeconvoy.orchestrator.connection import connect, redis_unavailable
 from codeconvoy.orchestrator.fleet import make_process
+from codeconvoy.orchestrator.logs import log_to_stderr
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.orchestrator.status_server import StatusServer
 
 PANEL = "Processes of a fleet"
 NO_METRICS = -1
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+logger = logging.getLogger(__name__)
 
 InstanceOption = Annotated[
     str,
@@ -103,7 +104,7 @@ def run_process(kind: str, role: str, instance: str, metrics_port: int | None, s
         Unavailable: broker, Redis or the metrics port can't be used.
     """
     settings = load_settings()
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper(), format=LOG_FORMAT)
+    log_to_stderr(settings.log_level)
     port = settings.metrics_port if metrics_port is None else metrics_port
     name = instance or f"{socket.gethostname()}-{os.getpid()}"
 
@@ -119,14 +120,14 @@ def run_process(kind: str, role: str, instance: str, metrics_port: int | None, s
             server = None
             if port != NO_METRICS:
                 server = StatusServer(registry, process.health, settings.metrics_host, port)
-                logging.info("metrics and health at http://%s:%d", settings.metrics_host, server.port)
-            logging.info("%s %s runs", process.name, name)
+                logger.info("metrics and health at http://%s:%d", settings.metrics_host, server.port)
+            logger.info("%s %s runs", process.name, name)
             try:
                 await process.run(stop)
             finally:
                 if server is not None:
                     server.close()
-            logging.info("%s %s has drained", process.name, name)
+            logger.info("%s %s has drained", process.name, name)
 
     try:
         asyncio.run(run())

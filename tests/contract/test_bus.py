@@ -544,11 +544,43 @@ def test_a_cancelled_poll_loses_nothing(world: World) -> None:
             for number in range(20):
                 poll = asyncio.create_task(_poll(member.consumer))
                 await producer.transaction(outs(topic, str(number)))
+                if number % 4 == 3:
+                    stand_still(0.15)
                 poll.cancel()
                 with suppress(asyncio.CancelledError):
                     found += await poll
             found += await member.records(20 - len(found))
             assert values(found) == [str(number) for number in range(20)]
+
+    run(test())
+
+
+def test_a_cancelled_poll_leaves_the_rebalance_to_the_next(world: World) -> None:
+    class Slow(Listener):
+        def __init__(self) -> None:
+            super().__init__()
+            self.began, self.goes_on = asyncio.Event(), asyncio.Event()
+
+        async def assigned(
+            self, committed: Mapping[TopicPartition, Committed | None]
+        ) -> Mapping[TopicPartition, int]:
+            self.began.set()
+            await self.goes_on.wait()
+            return await super().assigned(committed)
+
+    async def test() -> None:
+        async with bus_with_topic(world) as (bus, topic):
+            await (await bus.producer(world.name("p"))).transaction(outs(topic, "one"))
+            listener = Slow()
+            member = Member(bus.consumer(world.name("g"), [topic], listener, "c"))
+            poll = asyncio.create_task(_poll(member.consumer))
+            await listener.began.wait()
+            poll.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await poll
+            listener.goes_on.set()
+            assert values(await member.records(1)) == ["one"]
+            assert len(listener.told) == 1
 
     run(test())
 
@@ -596,6 +628,12 @@ def test_topics_are_created_once_and_counted(world: World) -> None:
             assert counts == {topic: PARTITIONS, other: 2}
 
     run(test())
+
+
+def stand_still(seconds: float) -> None:
+    """Hold up the event loop, not the threads of the bus: a poll then has its records, and nobody has
+    taken them yet."""
+    time.sleep(seconds)
 
 
 async def _poll(consumer: Consumer) -> Sequence[Record]:

@@ -257,9 +257,9 @@ async def _watch(projection: Projection, job_id: str, output: Output) -> JobStat
     """Show a job until it has ended; answers it as it ended."""
     console = stdout()
     if output is Output.JSON:
-        return await _follow(projection, job_id, lambda _, job: print_json(job_view.as_json(job, now_ms())))
+        return await follow(projection, job_id, lambda _, job: print_json(job_view.as_json(job, now_ms())))
     if not console.is_terminal:
-        ended = await _follow(projection, job_id, lambda before, job: _print_changes(console, before, job))
+        ended = await follow(projection, job_id, lambda before, job: _print_changes(console, before, job))
     else:
         lines: deque[str] = deque(maxlen=LAST_EVENTS)
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -268,7 +268,7 @@ async def _watch(projection: Projection, job_id: str, output: Output) -> JobStat
                 lines.extend(job_view.changes(before, job))
                 live.update(job_view.progress(job, now_ms(), tuple(lines)), refresh=True)
 
-            ended = await _follow(projection, job_id, show, every_look=True)
+            ended = await follow(projection, job_id, show, every_look=True)
     for name, value in job_view.summary(ended, now_ms()):
         console.print(f"{name:<10}{value}", soft_wrap=True)
     return ended
@@ -279,7 +279,7 @@ def _print_changes(console: Console, before: JobState | None, job: JobState) -> 
         console.print(f"{time.strftime('%H:%M:%S')} {line}", soft_wrap=True)
 
 
-async def _follow(
+async def follow(
     projection: Projection,
     job_id: str,
     show: Callable[[JobState | None, JobState], None],

@@ -18,6 +18,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from codeconvoy.schemas.codec import Codec
@@ -26,6 +27,7 @@ from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Pr
 from codeconvoy.workers.engine.dead_letter import letter_of, skipped_points
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics
+from codeconvoy.workers.engine.starts import readable
 from codeconvoy.workers.engine.state import LIVE, StateStore
 
 S = TypeVar("S")
@@ -129,14 +131,16 @@ class FoldEngine(Generic[S]):
         metrics: EngineMetrics,
         health: Health,
         limits: FoldLimits | None = None,
+        nonce: str = "",
     ) -> None:
+        """`nonce` is what no other engine has, drawn at random where it is empty."""
         self._what = consumer
         self._bus, self._store = bus, store
         self._codec = codec
         self._group, self._instance, self._dead_letters = group, instance, dead_letters
         self._now, self._metrics, self._health = now, metrics, health
         self._limits = limits or FoldLimits()
-        self._owner = f"{instance}/{uuid.uuid4().hex[:12]}"
+        self._owner = f"{instance}/{nonce or uuid.uuid4().hex[:12]}"
         self._partitions: dict[int, _Partition] = {}
         self._states: OrderedDict[tuple[int, str], S] = OrderedDict()
         self._told: dict[tuple[int, str], int] = {}
@@ -158,6 +162,7 @@ class FoldEngine(Generic[S]):
                 batches = await self._fold(records)
                 if clock() - last_tick >= self._limits.tick_seconds:
                     last_tick = clock()
+                    await self._see_kept(batches)
                     await self._tick(batches)
                     await self._pass_markers(consumer, batches)
                 if clock() - last_skip_check >= self._limits.skip_check_seconds and self._stopped():
@@ -187,7 +192,7 @@ class FoldEngine(Generic[S]):
             starts[at] = position
             logger.info("assigned %s/%s from %s, live at %s", at.topic, at.partition, position, live_from)
         self._metrics.rebalances.inc()
-        return starts
+        return await readable(self._bus, starts)
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Each turn commits what it folded, so there is nothing left to commit."""
@@ -260,18 +265,24 @@ class FoldEngine(Generic[S]):
         if (number, key) in self._states:
             self._states.move_to_end((number, key))
             return
-
-        async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
-            loaded = await self._store.load(number, fields)
-            if (loaded.offset, loaded.owner) != (partition.position, self._owner):
-                raise PartitionLost(
-                    f"{partition.at.topic}/{number}: the state is at {loaded.offset} of {loaded.owner!r}, "
-                    f"this process is at {partition.position}"
-                )
-            return loaded.fields
-
         async with gate:
-            self._states[number, key] = await self._what.load(key, read)
+            self._states[number, key] = await self._what.load(key, partial(self._read, partition))
+
+    async def _read(self, partition: _Partition, fields: Sequence[str]) -> Sequence[bytes | None]:
+        loaded = await self._store.load(partition.at.partition, fields)
+        if (loaded.offset, loaded.owner) != (partition.position, self._owner):
+            raise PartitionLost(
+                f"{partition.at}: the state is at {loaded.offset} of {loaded.owner!r}, "
+                f"this process is at {partition.position}"
+            )
+        return loaded.fields
+
+    async def _see_kept(self, batches: Mapping[int, _Batch[S]]) -> None:
+        """See that the states of idle partitions are still there: nobody else would notice that they
+        were lost, and readers would wait for ever."""
+        for number, partition in list(self._partitions.items()):
+            if number not in batches:
+                await self._read(partition, ())
 
     async def _tick(self, batches: dict[int, _Batch[S]]) -> None:
         """Report waits that have run out; the fact counts once it is folded."""

@@ -404,16 +404,19 @@ class _Report:
             )
             self._tell(_jobs(self.after, claim.heads), payload, claim.conflict_id, claim.attempt)
         if was is not None and claim is None and isinstance(event.payload, ConflictResolved):
-            settled = FileSettled(
-                path=self.after.path,
-                head=self.after.visible,
-                conflict_id=was.conflict_id,
-                strategy=event.payload.strategy,
-                forked=self.after.forked,
-                partition=self.record.partition,
-                offset=self.record.offset,
-            )
-            self._tell(_jobs(self.before, was.heads), settled, was.conflict_id)
+            at_stake = _jobs(self.after, self.after.heads)
+            for job_id in sorted(_jobs(self.before, was.heads)):
+                settled = FileSettled(
+                    path=self.after.path,
+                    head=self.after.visible,
+                    conflict_id=was.conflict_id,
+                    strategy=event.payload.strategy,
+                    # A job whose work all heads hold by now is not told how it goes on.
+                    forked=job_id in at_stake,
+                    partition=self.record.partition,
+                    offset=self.record.offset,
+                )
+                self._tell({job_id}, settled, was.conflict_id)
 
     def _tell(self, jobs: set[str], payload: FactPayload, *identity: str | int) -> None:
         self.outputs.extend(

@@ -36,6 +36,7 @@ class Unrepeated(logging.Filter):
 def log_to_stderr(level: str) -> None:
     """Log lines from this level on to stderr; those of the Kafka client without repetitions."""
     logging.basicConfig(stream=sys.stderr, level=level.upper(), format=FORMAT)
+    kafka_client().setLevel(logging.NOTSET)
     kafka_client().addFilter(Unrepeated())
 
 

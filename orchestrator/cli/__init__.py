@@ -1,27 +1,36 @@
 """Reads the command line, writes to the terminal: `convoy`, the one program of codeconvoy.
 
 Each group of commands is a module with a function `register(app)`; `GROUPS` lists them in the
-order in which `convoy --help` shows them.
+order in which `convoy --help` shows them. They are imported when the program runs, so that
+`convoy merge`, which git starts for every file that it merges, need not wait for Kafka's client.
 """
 
+import logging
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from codeconvoy.orchestrator.cli import dlq, health, jobs, processes, rebuild, up
-from codeconvoy.orchestrator.cli.common import plain, stderr
+from codeconvoy.orchestrator.logs import kafka_client
 from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 
 GROUPS = (
-    jobs.register,
-    up.register,
-    processes.register,
-    health.register,
-    dlq.register,
-    rebuild.register,
+    "jobs",
+    "inspect",
+    "conflicts",
+    "audit",
+    "merge",
+    "up",
+    "processes",
+    "health",
+    "dlq",
+    "rebuild",
+    "forget",
 )
+ALONE = frozenset({"merge"})
+"""Groups of one command of the same name, which needs no other to be loaded."""
 EXIT_CODES: tuple[tuple[type[ConvoyError], int], ...] = ((BadInput, 2), (Unavailable, 3), (ConvoyError, 1))
 """The first that fits."""
 INTERRUPTED = 130
@@ -29,6 +38,8 @@ INTERRUPTED = 130
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         sys.stdout.write(f"convoy {version('codeconvoy')}\n")
         raise typer.Exit
 
@@ -48,19 +59,21 @@ def convoy(
     """
 
 
-def make_app() -> typer.Typer:
-    """The whole command line."""
+def make_app(groups: Sequence[str] = GROUPS) -> typer.Typer:
+    """The command line with these groups of commands."""
     app = typer.Typer(
         name="convoy", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
     )
     app.callback()(convoy)
-    for register in GROUPS:
-        register(app)
+    for group in groups:
+        import_module(f"{__name__}.{group}").register(app)
     return app
 
 
 def report(error: ConvoyError) -> int:
     """Say on stderr what went wrong; answers the exit code."""
+    from codeconvoy.orchestrator.cli.common import plain, stderr
+
     lines = [f"Error: {error}"]
     match error:
         case BadInput(field=name, reason=reason, remedy=remedy):
@@ -74,8 +87,12 @@ def report(error: ConvoyError) -> int:
 
 def main() -> None:
     """Run a command. Errors that are expected become a message and an exit code, never a traceback."""
+    # What the client would say about a broker that is away is in the error that it raises; the
+    # processes of a fleet, which have a log, turn it on again.
+    kafka_client().setLevel(logging.CRITICAL)
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
-        make_app()()
+        make_app((wanted,) if wanted in ALONE else GROUPS)()
     except ConvoyError as error:
         sys.exit(report(error))
     except KeyboardInterrupt:

@@ -4,7 +4,6 @@ Results go to stdout, everything else to stderr, so that `-o json` can be piped 
 """
 
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -18,7 +17,6 @@ from rich.console import Console
 
 from codeconvoy.orchestrator.connection import connect, redis_unavailable
 from codeconvoy.orchestrator.fleet import Fleet
-from codeconvoy.orchestrator.logs import kafka_client
 from codeconvoy.orchestrator.settings import load_settings
 
 T = TypeVar("T")
@@ -64,9 +62,6 @@ def with_fleet(work: Callable[[Fleet], Awaitable[T]]) -> T:
     Raises:
         ConvoyError: whatever the work raises, and Unavailable where Redis failed meanwhile.
     """
-
-    # What the client would log about a broker that is away is in the error that it raises.
-    kafka_client().setLevel(logging.CRITICAL)
 
     async def run() -> T:
         async with connect(load_settings(), os.environ) as fleet:

@@ -1,7 +1,6 @@
 """Reads the settings and what they name, writes nothing: `convoy doctor | roles`."""
 
 import asyncio
-import logging
 import os
 
 import typer
@@ -10,7 +9,6 @@ from rich.table import Table
 from codeconvoy.orchestrator.cli.common import Output, OutputOption, plain, print_json, stdout
 from codeconvoy.orchestrator.connection import roles_of
 from codeconvoy.orchestrator.doctor import Grade, ability, examine
-from codeconvoy.orchestrator.logs import kafka_client
 from codeconvoy.orchestrator.settings import load_settings
 
 PANEL = "Operations"
@@ -25,7 +23,6 @@ def doctor(output: OutputOption = Output.TEXT) -> None:
 
     convoy doctor -o json | jq '.[] | select(.grade == "bad")'
     """
-    kafka_client().setLevel(logging.CRITICAL)
     found = asyncio.run(examine(load_settings(), os.environ))
     if output is Output.JSON:
         print_json(found)

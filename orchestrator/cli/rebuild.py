@@ -15,6 +15,9 @@ from codeconvoy.orchestrator.cli.common import (
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.orchestrator.rebuild import Rebuilt, length, rebuild
 
+NAMED = 3
+"""Fields that differed which are shown; `-o json` has more."""
+
 
 def rebuild_projection(output: OutputOption = Output.TEXT) -> None:
     """Rebuild the projection in Redis from the log, compare it with the live one, and switch over.
@@ -50,7 +53,7 @@ def _show(found: list[Rebuilt], differing: list[Rebuilt]) -> None:
     compared = sum(each.compared for each in found)
     console.print(f"Rebuilt {len(found)} partitions from the log; {compared} had a live state.")
     for each in differing:
-        names = ", ".join(plain(name) for name in each.fields)
+        names = ", ".join(plain(name) for name in each.fields[:NAMED])
         console.print(
             f"{each.projection}/{each.partition}: {each.differences} fields differed, such as {names}",
             soft_wrap=True,

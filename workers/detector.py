@@ -147,7 +147,9 @@ class Detector:
             return state, ()
         report = _Report(self, before, history, event, record, now)
         report.reads()
-        for verdict in judged:
+        # What has become outdated first: the verdict on what outdated it may be the last fact that a
+        # job waits for, and it must not end with what was built on the old version unnoticed.
+        for verdict in sorted(judged, key=lambda judged: judged[1].kind is not VerdictKind.OUTDATED):
             report.verdict(verdict)
         report.claims()
         awaited = _awaited_after(state.awaited, event)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from codeconvoy.schemas import ids, job_fold
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BadInput
-from codeconvoy.schemas.events import TYPE_OF, Event
+from codeconvoy.schemas.events import TYPE_OF, Event, ResolutionFailed
 from codeconvoy.schemas.job_facts import (
     DeadlinePassed,
     FactPayload,
@@ -112,8 +112,12 @@ class Orchestrator:
     def _event(self, command: RecordEvent, now: int) -> Outgoing:
         task, payload = command.task, command.payload
         event_type = TYPE_OF[type(payload)]
+        event_id = ids.event_id(task.task_id, task.round, command.path, event_type)
+        if isinstance(payload, ResolutionFailed):
+            # A task may lose in several conflicts: each is given back by a fact of its own.
+            event_id = ids.derived("resolution-failed", payload.conflict_id, payload.attempt)
         event = Event(
-            event_id=ids.event_id(task.task_id, task.round, command.path, event_type),
+            event_id=event_id,
             event_type=event_type,
             workspace=task.workspace,
             file_path=command.path,

@@ -15,9 +15,9 @@ import msgspec
 
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.job_facts import JobFinished, JobStatus, Published, Result
-from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE, Happening, Stage, TaskStatus, transition
+from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE, Happening, Stage, TaskStatus, Unit, transition
 from codeconvoy.schemas.job_step import Say, Step
-from codeconvoy.schemas.tasks import CheckWork, PublishWork
+from codeconvoy.schemas.tasks import CheckWork, PublishWork, ResolveWork, RevertWork
 
 
 def end_if_over(step: Step) -> None:
@@ -30,29 +30,31 @@ def end_if_over(step: Step) -> None:
     if job.ends_as is None:
         if job.open_tasks or job.open_units or step.conflicts or not step.units:
             return
-        if step.spec.check and not _checked(step):
-            _check(step)
+        if step.spec.check and _check(step):
             return
         status, reason = _outcome(step)
         step.ends(status, reason)
     _publish(step)
 
 
-def _checked(step: Step) -> bool:
-    return ids.task_id(step.job.job_id, "check", RUNNER_ROLE, "") in step.tasks
-
-
-def _check(step: Step) -> None:
+def _check(step: Step) -> bool:
+    """Have the final tree checked, unless just this tree was. True where the answer is to come."""
     spec, imported = step.spec, step.job.imported
     assert imported is not None, "checked after the import"
+    task_id = ids.task_id(step.job.job_id, "check", RUNNER_ROLE, "")
+    paths = _paths(step)
+    before = step.tasks.get(task_id)
+    if before is not None and before.task.must_see == step.must_see(paths):
+        return False
     work = CheckWork(
         repository=spec.repository,
         commit=imported.commit,
         command=spec.check,
-        paths=_paths(step),
+        paths=paths,
         unsandboxed=spec.unsandboxed,
     )
-    step.send(ids.task_id(step.job.job_id, "check", RUNNER_ROLE, ""), RUNNER_ROLE, "", work)
+    step.send(task_id, RUNNER_ROLE, "", work)
+    return True
 
 
 def _paths(step: Step) -> tuple[str, ...]:
@@ -70,8 +72,24 @@ def _outcome(step: Step) -> tuple[JobStatus, str]:
     done = len(step.units) - len(failed)
     first = f"{failed[0].path}: {failed[0].reason}"
     reason = f"{done} of {len(step.units)} units done; {first}"[:2000]
-    some = done > 0 or step.job.tally.edits > len(step.job.imported.files if step.job.imported else ())
+    some = done > 0 or _left_edits(step, failed)
     return (JobStatus.PARTIAL if some else JobStatus.FAILED), reason
+
+
+def _left_edits(step: Step, failed: list[Unit]) -> bool:
+    """True where a failed unit has changed its file and not set it back."""
+    imported = step.job.imported.files if step.job.imported else ()
+    untouched = {(file.path, event_id) for file in imported for event_id in ("", file.event_id, file.visible)}
+    set_back = {
+        (state.unit, state.task.path)
+        for state in step.tasks.values()
+        if isinstance(state.task.work, RevertWork) and state.status is TaskStatus.DONE
+    }
+    return any(
+        (unit.path, step.file(unit.path).visible) not in untouched
+        and (unit.unit_id, unit.path) not in set_back
+        for unit in failed
+    )
 
 
 def _publish(step: Step) -> None:
@@ -125,6 +143,8 @@ def give_up(step: Step, status: JobStatus, reason: str) -> None:
         if state.status.open:
             if state.status is TaskStatus.DISPATCHED:
                 step.void(state, reason)
+                if isinstance(state.task.work, ResolveWork):
+                    step.give_back(state.task, state.task.work, reason)
             cancelled = transition(state.status, Happening.CANCEL)
             step.put_task(
                 task_id, msgspec.structs.replace(state, status=cancelled, deadline=0, reason=reason)

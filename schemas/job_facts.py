@@ -25,6 +25,11 @@ class JobStatus(StrEnum):
     BUDGET_EXHAUSTED = "budget_exhausted"
     TIMED_OUT = "timed_out"
 
+    @property
+    def ended(self) -> bool:
+        """True where nothing that comes later changes the job."""
+        return self not in (JobStatus.RUNNING, JobStatus.ENDING)
+
 
 class VerdictKind(StrEnum):
     """What the fold says of an event (design section 5)."""
@@ -248,7 +253,7 @@ class FileSettled(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="code
     conflict_id: str
     strategy: Strategy
     forked: bool = False
-    """True while other heads are left, to be joined next."""
+    """True while heads are left, to be joined next, of which only some hold this job's work."""
     partition: int = -1
     offset: int = -1
 

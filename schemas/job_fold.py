@@ -11,7 +11,7 @@ the same.
 import msgspec
 
 from codeconvoy.schemas import ids
-from codeconvoy.schemas.events import ResolutionFailed, Strategy
+from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_ends import end_if_over, give_up, on_published
 from codeconvoy.schemas.job_facts import (
     CancelRequested,
@@ -46,13 +46,14 @@ from codeconvoy.schemas.job_state import (
     TaskStatus,
     transition,
 )
-from codeconvoy.schemas.job_step import Command, RecordEvent, SetDeadline, Step
+from codeconvoy.schemas.job_step import Command, SetDeadline, Step, answers
 from codeconvoy.schemas.tasks import (
     CheckWork,
     ImportWork,
     PlanWork,
     PublishWork,
     ResolveWork,
+    ReviewWork,
     Task,
     TestWork,
 )
@@ -64,7 +65,7 @@ def fold(job: JobState, fact: JobFact) -> tuple[JobState, tuple[Command, ...]]:
     step.change(facts=job.facts + 1, updated_at=max(job.updated_at, fact.timestamp))
     payload = fact.payload
     if isinstance(payload, JobFinished):
-        if not job.ended:
+        if not job.ended and payload.status.ended:
             step.change(
                 status=payload.status, reason=payload.reason, submitted_at=job.submitted_at or fact.timestamp
             )
@@ -76,12 +77,12 @@ def fold(job: JobState, fact: JobFact) -> tuple[JobState, tuple[Command, ...]]:
     elif job.ended:
         _after_the_end(step, payload)
     else:
-        _dispatch(step, payload)
+        _dispatch(step, payload, fact.timestamp)
         end_if_over(step)
     return step.finish()
 
 
-def _dispatch(step: Step, payload: object) -> None:
+def _dispatch(step: Step, payload: object, timestamp: int) -> None:
     match payload:
         case TaskDispatched():
             _on_dispatched(step, payload)
@@ -98,7 +99,7 @@ def _dispatch(step: Step, payload: object) -> None:
         case FileSettled():
             _on_settled(step, payload)
         case DeadlinePassed():
-            _on_deadline(step, payload)
+            _on_deadline(step, payload, timestamp)
         case CancelRequested():
             reason = f"cancelled by {payload.requested_by}" + (
                 f": {payload.reason}" if payload.reason else ""
@@ -116,18 +117,23 @@ def _current(step: Step, task_id: str, round_: int) -> TaskState | None:
 
 def _on_dispatched(step: Step, fact: TaskDispatched) -> None:
     if not fact.task_id:
-        step.change(deadline=fact.deadline)
+        step.change(deadline=max(fact.deadline, step.job.deadline))
         return
     state = _current(step, fact.task_id, fact.round)
-    if state is not None:
+    if state is not None and fact.deadline > state.deadline:
         mark = step.ended_in_role(state.task.role)
         step.put_task(fact.task_id, msgspec.structs.replace(state, deadline=fact.deadline, mark=mark))
 
 
 def _on_done(step: Step, fact: TaskDone) -> None:
     state = _current(step, fact.task_id, fact.round)
-    if state is not None:
+    if state is None:
+        return
+    if answers(state.task.work, fact.result):
         _conclude(step, step.report(state, fact))
+    else:
+        asked, got = type(state.task.work).__name__, type(fact.result).__name__
+        _give_up(step, state, f"role {state.task.role} was asked for {asked} and answered {got}")
 
 
 def _on_failed(step: Step, fact: TaskFailed) -> None:
@@ -137,7 +143,12 @@ def _on_failed(step: Step, fact: TaskFailed) -> None:
     if fact.retryable and step.can_retry(state):
         step.send_again(state, fact.reason)
     else:
-        _fail(step, state, Happening.GAVE_UP, fact.reason)
+        _give_up(step, state, fact.reason)
+
+
+def _give_up(step: Step, state: TaskState, reason: str) -> None:
+    """A task is not done in any round."""
+    _fail(step, state, Happening.GAVE_UP, reason)
 
 
 def _fail(step: Step, state: TaskState, happening: Happening, reason: str) -> None:
@@ -147,10 +158,7 @@ def _fail(step: Step, state: TaskState, happening: Happening, reason: str) -> No
     step.put_task(state.task.task_id, state)
     work = state.task.work
     if isinstance(work, ResolveWork):
-        failed = ResolutionFailed(
-            conflict_id=work.conflict_id, attempt=work.attempt, strategy=work.strategy, reason=reason[:2000]
-        )
-        step.commands.append(RecordEvent(state.task.path, state.task, failed))
+        step.give_back(state.task, work, reason)
     elif isinstance(work, PublishWork):
         on_published(step, None, reason)
     elif isinstance(work, ImportWork | PlanWork | CheckWork):
@@ -164,7 +172,8 @@ def _conclude(step: Step, state: TaskState) -> None:
     if state.status is not TaskStatus.REPORTED or state.pending or state.unread > 0:
         return
     if state.refusal:
-        if isinstance(state.task.work, ResolveWork) or not step.can_retry(state):
+        # A review is of one version: when that has moved on, the unit asks for a review of the next.
+        if isinstance(state.task.work, ResolveWork | ReviewWork) or not step.can_retry(state):
             _fail(step, state, Happening.REFUSED, state.refusal)
         else:
             step.send_again(state, f"the edit was refused: {state.refusal}", base="")
@@ -194,24 +203,25 @@ def _conclude(step: Step, state: TaskState) -> None:
 
 
 def _on_judged(step: Step, fact: EventJudged) -> None:
-    if fact.offset >= 0 and fact.verdict is not VerdictKind.OUTDATED:
-        known = step.file(fact.path)
-        if fact.offset > known.offset or fact.partition != known.partition:
-            step.put_file(
-                fact.path,
-                FileStatus(
-                    visible=fact.visible,
-                    forked=len(fact.heads) > 1,
-                    partition=fact.partition,
-                    offset=fact.offset,
-                ),
-            )
-    _tally(step, fact)
+    if step.is_news(fact.path, fact.partition, fact.offset):
+        # A fork that this job has no part in is no matter of its own: nobody will tell it of the end.
+        ours = fact.verdict is VerdictKind.FORKED or step.file(fact.path).forked
+        step.put_file(
+            fact.path,
+            FileStatus(
+                visible=fact.visible,
+                forked=ours and len(fact.heads) > 1,
+                partition=fact.partition,
+                offset=fact.offset,
+            ),
+        )
     state = step.tasks.get(step.origins.get(fact.event_id, ""))
     if state is not None:
         if fact.verdict is VerdictKind.OUTDATED:
-            _moved(step, state)
+            if any(event.event_id == fact.event_id for event in state.events):
+                _moved(step, state)
         elif fact.event_id in state.pending and fact.verdict is not VerdictKind.DEFERRED:
+            _tally(step, state, fact.verdict)
             refused = fact.verdict in (VerdictKind.INVALID, VerdictKind.STALE)
             state = msgspec.structs.replace(
                 state,
@@ -224,10 +234,13 @@ def _on_judged(step: Step, fact: EventJudged) -> None:
         advance(step, unit_id)
 
 
-def _tally(step: Step, fact: EventJudged) -> None:
-    if fact.verdict is VerdictKind.FORKED:
+def _tally(step: Step, state: TaskState, verdict: VerdictKind) -> None:
+    """Count an edit that is live. A resolution joins: it is counted where the conflict is settled."""
+    if isinstance(state.task.work, ResolveWork):
+        return
+    if verdict is VerdictKind.FORKED:
         step.count(edits=1, forks=1)
-    elif fact.verdict is VerdictKind.ACCEPTED:
+    elif verdict is VerdictKind.ACCEPTED:
         step.count(edits=1)
 
 
@@ -262,6 +275,8 @@ def _on_forked(step: Step, fact: FileForked) -> None:
     known = step.conflicts.get(fact.path)
     if known is not None and known.conflict_id == fact.conflict_id and known.attempt >= fact.attempt:
         return
+    if not step.is_news(fact.path, fact.partition, fact.offset):
+        return
     if (known is None or known.conflict_id != fact.conflict_id) and fact.overlaps:
         step.count(overlapping=1)
     step.put_conflict(
@@ -270,6 +285,8 @@ def _on_forked(step: Step, fact: FileForked) -> None:
             conflict_id=fact.conflict_id, strategy=fact.strategy, attempt=fact.attempt, deadline=fact.deadline
         ),
     )
+    status = msgspec.structs.replace(step.file(fact.path), partition=fact.partition, offset=fact.offset)
+    step.put_file(fact.path, msgspec.structs.replace(status, forked=True))
     loser = step.tasks.get(fact.loser_task)
     if fact.strategy is not Strategy.REWORK or loser is None:
         return
@@ -282,22 +299,26 @@ def _on_forked(step: Step, fact: FileForked) -> None:
         strategy=fact.strategy,
         tried=fact.tried,
     )
-    status = msgspec.structs.replace(step.file(fact.path), partition=fact.partition, offset=fact.offset)
-    step.put_file(fact.path, msgspec.structs.replace(status, forked=True))
+    if step.job.ends_as is not None:
+        step.give_back(loser.task, work, f"the job {step.job.job_id} ends as {step.job.ends_as}")
+        return
     task_id = ids.derived("task", step.job.job_id, "resolve", fact.conflict_id, fact.attempt)
     if task_id not in step.tasks:
         step.send(task_id, fact.loser_role, fact.path, work, goal=loser.task.goal)
 
 
 def _on_settled(step: Step, fact: FileSettled) -> None:
+    known = step.conflicts.get(fact.path)
+    if known is None or known.conflict_id != fact.conflict_id:
+        return
     step.put_conflict(fact.path, None)
     resolved = step.job.tally.resolved
     tally: Tally = msgspec.structs.replace(
         step.job.tally, resolved={**resolved, fact.strategy: resolved.get(fact.strategy, 0) + 1}
     )
     step.change(tally=tally)
-    known = step.file(fact.path)
-    if fact.offset > known.offset or fact.partition != known.partition:
+    # The verdict on the resolution, from the same record, may have been heard before.
+    if fact.offset >= step.file(fact.path).offset:
         step.put_file(
             fact.path,
             FileStatus(visible=fact.head, forked=fact.forked, partition=fact.partition, offset=fact.offset),
@@ -306,13 +327,14 @@ def _on_settled(step: Step, fact: FileSettled) -> None:
         advance(step, unit_id)
 
 
-def _on_deadline(step: Step, fact: DeadlinePassed) -> None:
+def _on_deadline(step: Step, fact: DeadlinePassed, timestamp: int) -> None:
     """A wait was too long. A queue that moves is waited for: its tasks were given no turn yet."""
     if not fact.task_id:
         give_up(step, JobStatus.TIMED_OUT, f"not done after {step.spec.deadline_seconds} s")
         return
     state = _current(step, fact.task_id, fact.round)
-    if state is None:
+    # The time is that of the clock which set the deadline: an earlier one is of a deadline since moved.
+    if state is None or timestamp < state.deadline:
         return
     role = state.task.role
     seconds = step.spec.task_deadline_seconds
@@ -324,7 +346,7 @@ def _on_deadline(step: Step, fact: DeadlinePassed) -> None:
     if step.can_retry(state) and not isinstance(state.task.work, ResolveWork):
         step.send_again(state, reason)
     else:
-        _fail(step, state, Happening.GAVE_UP, reason)
+        _give_up(step, state, reason)
 
 
 def _after_the_end(step: Step, payload: object) -> None:
@@ -334,13 +356,15 @@ def _after_the_end(step: Step, payload: object) -> None:
     loser = step.tasks.get(payload.loser_task)
     if loser is None:
         return
-    failed = ResolutionFailed(
+    work = ResolveWork(
         conflict_id=payload.conflict_id,
         attempt=payload.attempt,
+        heads=payload.heads,
+        base=payload.base,
+        own=payload.own,
         strategy=payload.strategy,
-        reason=f"the job {step.job.job_id} has ended as {step.job.status}",
     )
-    step.commands.append(RecordEvent(payload.path, loser.task, failed))
+    step.give_back(loser.task, work, f"the job {step.job.job_id} has ended as {step.job.status}")
 
 
 def task_subject(task: Task) -> str:

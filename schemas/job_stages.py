@@ -19,6 +19,7 @@ from codeconvoy.schemas.job_state import (
     GIT_ROLE,
     MAX_REPAIRS,
     RUNNER_ROLE,
+    STAGES,
     Stage,
     TaskState,
     TaskStatus,
@@ -94,10 +95,9 @@ def reopen(step: Step, state: TaskState) -> None:
     if unit.stage is not Stage.DONE:
         advance(step, unit.unit_id)
     elif isinstance(state.task.work, ReviewWork):
-        if unit.visits < MAX_REPAIRS:
-            _enter_review(step, unit)
+        _review_again(step, unit)
     else:
-        _repair(step, unit)
+        _repair(step, unit, state.task.task_id)
 
 
 def _unsettled(step: Step, unit: Unit) -> bool:
@@ -110,12 +110,22 @@ def _unsettled(step: Step, unit: Unit) -> bool:
     return any(step.file(path).forked or path in step.conflicts for path in paths)
 
 
-def _repair(step: Step, unit: Unit) -> bool:
+def _review_again(step: Step, unit: Unit) -> None:
+    """What was approved is not what there is now: a bounded number of times it is looked at again."""
+    if unit.visits < MAX_REPAIRS + STAGES * step.spec.max_rounds:
+        _enter_review(step, unit)
+    else:
+        step.end_unit(unit, Stage.FAILED, "it changes faster than it can be reviewed")
+
+
+def _repair(step: Step, unit: Unit, *further: str) -> bool:
     """Do again what was built on a version that has moved, a bounded number of times.
 
     Reviews are not repaired here: the stages look at the version that was approved.
     """
-    candidates = dict.fromkeys((*unit.authors, *((unit.tester,) if unit.tester else ()), *unit.tasks))
+    candidates = dict.fromkeys(
+        (*unit.authors, *((unit.tester,) if unit.tester else ()), *unit.tasks, *further)
+    )
     moved = [state for state in (step.tasks[task_id] for task_id in candidates) if _repairable(state)]
     if not moved:
         return False
@@ -124,7 +134,8 @@ def _repair(step: Step, unit: Unit) -> bool:
     for state in again:
         state = msgspec.structs.replace(state, repairs=state.repairs + 1)
         step.put_task(state.task.task_id, state)
-        step.send_again(state, "what this was built on has changed; do it again on the present version")
+        why = "what this was built on has changed; do it again on the present version"
+        step.send_again(state, why, base="")
     step.put_unit(
         msgspec.structs.replace(unit, stage=stage, tasks=tuple(state.task.task_id for state in again))
     )
@@ -181,15 +192,20 @@ def _after_review(step: Step, unit: Unit, states: list[TaskState]) -> None:
         for vote, state in zip(votes, (s for s in states if isinstance(s.result, Reviewed)), strict=True)
         if vote.version == current and not state.stale and not state.refusal
     ]
-    if len(counted) < len(votes) and unit.visits < MAX_REPAIRS:
-        _enter_review(step, unit)
+    if len(counted) < len(votes):
+        _review_again(step, unit)
         return
     if sum(vote.approved for vote in counted) >= step.spec.pipeline.quorum:
         _enter_test(step, msgspec.structs.replace(unit, reviewed=current), step.spec.pipeline.test)
         return
     comments = [comment for vote in counted if not vote.approved for comment in vote.comments]
     failed = [f"{state.task.role}: {state.reason}" for state in states if state.status is TaskStatus.FAILED]
-    _back(step, unit, "review: " + ("; ".join(comments or failed) or "no quorum"))
+    feedback = "review: " + ("; ".join(comments or failed) or "no quorum")
+    if failed and all(vote.approved for vote in counted):
+        # Nobody found fault with it, so its author could do nothing about it; nor was it approved.
+        _revert(step, unit, unit.path, unit.base, feedback)
+    else:
+        _back(step, unit, feedback)
 
 
 def _back(step: Step, unit: Unit, feedback: str) -> None:
@@ -221,8 +237,10 @@ def _after_revert(step: Step, unit: Unit, states: list[TaskState]) -> None:
     if failed:
         step.end_unit(unit, Stage.FAILED, f"{unit.reason}; could not be set back: {failed[0]}")
         return
-    dropped_test = states[0].task.path != unit.path
-    step.end_unit(unit, Stage.DONE if dropped_test else Stage.FAILED)
+    if states[0].task.path != unit.path and not unit.alone:
+        _finish(step, unit, unit.reason)
+    else:
+        step.end_unit(unit, Stage.FAILED)
 
 
 def _enter_test(step: Step, unit: Unit, roles: tuple[str, ...], goal: str = "") -> None:
@@ -254,8 +272,8 @@ def _enter_test(step: Step, unit: Unit, roles: tuple[str, ...], goal: str = "") 
 def _finish(step: Step, unit: Unit, note: str = "") -> None:
     """The unit is through, unless what was approved is not what there is, or an author failed."""
     current = step.file(unit.path).visible
-    if step.spec.pipeline.review and unit.reviewed and unit.reviewed != current and unit.visits < MAX_REPAIRS:
-        _enter_review(step, unit)
+    if step.spec.pipeline.review and unit.reviewed and unit.reviewed != current:
+        _review_again(step, unit)
         return
     failed = any(step.tasks[task_id].status is TaskStatus.FAILED for task_id in unit.authors)
     if failed:
@@ -311,4 +329,6 @@ def _after_run(step: Step, unit: Unit, states: list[TaskState]) -> None:
         step.send_again(test_task, feedback)
         step.put_unit(msgspec.structs.replace(unit, stage=Stage.TEST, tasks=(unit.tester,), reason=feedback))
     else:
-        _revert(step, unit, unit.test_path, "", "tests dropped, they fail on the base too")
+        assert step.job.imported is not None, "tests run after the import"
+        before = (file.event_id for file in step.job.imported.files if file.path == unit.test_path)
+        _revert(step, unit, unit.test_path, next(before, ""), "tests dropped, they fail on the base too")

@@ -18,6 +18,8 @@ from codeconvoy.schemas.tasks import Task
 
 MAX_REPAIRS = 8
 """Times that a task is done again because what it had read moved."""
+STAGES = 4
+"""Stages that a unit goes through at most between two rounds of its author."""
 GIT_ROLE = "git"
 RUNNER_ROLE = "runner"
 
@@ -174,6 +176,7 @@ class Tally(_State, frozen=True, kw_only=True):
     """Counts of what happened, for people."""
 
     edits: int = 0
+    """Live edits of this job's tasks, its imports among them, resolutions not."""
     forks: int = 0
     overlapping: int = 0
     """Forks in which two heads changed the same lines."""
@@ -220,7 +223,7 @@ class JobState(_State, frozen=True, kw_only=True):
     @property
     def ended(self) -> bool:
         """True when nothing that comes later changes the job."""
-        return self.status not in (JobStatus.RUNNING, JobStatus.ENDING)
+        return self.status.ended
 
     def waits(self) -> list[tuple[int, str, int]]:
         """Every wait that can run out, as (milliseconds since the epoch, task id, round); the

@@ -12,10 +12,13 @@ from pathspec import GitIgnoreSpec
 
 from codeconvoy.schemas.events import Policy, ResolutionFailed, RoundVoided
 from codeconvoy.schemas.job_facts import (
+    Checked,
     Emitted,
     FactPayload,
     Imported,
     JobStatus,
+    Planned,
+    Published,
     Result,
     Reviewed,
     TaskDone,
@@ -38,15 +41,23 @@ from codeconvoy.schemas.job_state import (
 from codeconvoy.schemas.tasks import (
     CheckWork,
     EditWork,
+    ImportWork,
     MustSee,
+    PlanWork,
     PublishWork,
     ResolveWork,
     RevertWork,
+    ReviewWork,
     RunWork,
     Task,
     TestWork,
     Work,
 )
+
+MAX_FEEDBACK = 5
+MAX_FEEDBACK_CHARS = 20_000
+"""So many reasons, and so much of each, travel with a task: it must fit into a record."""
+MAX_REASON_CHARS = 2_000
 
 
 class Dispatch(NamedTuple):
@@ -78,6 +89,25 @@ class Say(NamedTuple):
 
 
 Command = Dispatch | SetDeadline | RecordEvent | Say
+
+_ANSWERS: Mapping[type[Work], type[Result]] = {
+    EditWork: Worked,
+    TestWork: Worked,
+    ResolveWork: Worked,
+    RevertWork: Worked,
+    ReviewWork: Reviewed,
+    PlanWork: Planned,
+    ImportWork: Imported,
+    RunWork: Tested,
+    CheckWork: Checked,
+    PublishWork: Published,
+}
+"""What each kind of work is answered with."""
+
+
+def answers(work: Work, result: Result) -> bool:
+    """True where the result is of the kind that the work asks for."""
+    return isinstance(result, _ANSWERS[type(work)])
 
 
 def emitted(result: Result) -> tuple[Emitted, ...]:
@@ -114,16 +144,21 @@ def touched(work: Work) -> tuple[str, ...]:
 
 def policy_for(spec: JobSpec, path: str) -> Policy:
     """How forks of a file are resolved in a job: the first override that matches, or the job's own."""
-    chosen = next(
-        (o.strategies for o in spec.overrides if GitIgnoreSpec.from_lines([o.glob]).match_file(path)),
-        spec.strategies,
-    )
+    chosen = next((o.strategies for o in spec.overrides if _matches(o.glob, path)), spec.strategies)
     return Policy(
         strategies=chosen,
         rework_seconds=spec.task_deadline_seconds,
         human_seconds=spec.human.deadline_seconds,
         default=spec.human.default,
     )
+
+
+def _matches(glob: str, path: str) -> bool:
+    """A glob that is none matches nothing: the job is refused with a message when it is checked."""
+    try:
+        return GitIgnoreSpec.from_lines([glob]).match_file(path)
+    except ValueError:
+        return False
 
 
 class Step:
@@ -185,6 +220,11 @@ class Step:
         """What was last heard of a file."""
         status: FileStatus | None = self._view("files").get(path)
         return status or FileStatus()
+
+    def is_news(self, path: str, partition: int, offset: int) -> bool:
+        """True where a record of this file's log is a later one than what was last heard of the file."""
+        known = self.file(path)
+        return offset > known.offset or partition != known.partition
 
     def put_file(self, path: str, status: FileStatus) -> None:
         """Take down what was heard of a file."""
@@ -284,16 +324,17 @@ class Step:
     def send_again(self, state: TaskState, why: str, *, base: str | None = None) -> None:
         """The next round of a task, told why the last one was not enough."""
         self.count(reworks=1)
+        why = why[:MAX_FEEDBACK_CHARS]
         task = state.task
         dead = next((e.event_id for e in state.events if e.is_edit), None) if state.refusal else None
         work = task.work
         if isinstance(work, EditWork):
-            feedback = (*work.feedback, why)[-5:]
+            feedback = (*work.feedback, why)[-MAX_FEEDBACK:]
             work = msgspec.structs.replace(
                 work, feedback=feedback, reworks=dead, base=work.base if base is None else base
             )
         elif isinstance(work, TestWork):
-            work = msgspec.structs.replace(work, feedback=(*work.feedback, why)[-5:], reworks=dead)
+            work = msgspec.structs.replace(work, feedback=(*work.feedback, why)[-MAX_FEEDBACK:], reworks=dead)
         self.send(task.task_id, task.role, task.path, work, unit=state.unit, goal=task.goal, reads=task.reads)
 
     def can_retry(self, state: TaskState) -> bool:
@@ -310,6 +351,16 @@ class Step:
         for path in sorted(paths):
             payload = RoundVoided(task_id=task.task_id, round=task.round, reason=reason)
             self.commands.append(RecordEvent(path, task, payload))
+
+    def give_back(self, task: Task, work: ResolveWork, reason: str) -> None:
+        """Nobody of this job resolves a conflict: its next strategy's turn."""
+        failed = ResolutionFailed(
+            conflict_id=work.conflict_id,
+            attempt=work.attempt,
+            strategy=work.strategy,
+            reason=reason[:MAX_REASON_CHARS],
+        )
+        self.commands.append(RecordEvent(task.path, task, failed))
 
     def report(self, state: TaskState, done: TaskDone) -> TaskState:
         """A round's own word: what it wrote waits for its verdicts."""

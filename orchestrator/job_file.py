@@ -5,7 +5,6 @@ that may come from any language. Every complaint names the field in the words of
 """
 
 import math
-import re
 import string
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -57,25 +56,6 @@ def absolute(spec: JobSpec, directory: Path) -> JobSpec:
     if isinstance(where, Local):
         return msgspec.structs.replace(spec, repository=str((directory / where.path).resolve()))
     return spec
-
-
-def complete(spec: JobSpec) -> JobSpec:
-    """The spec with a workspace: its own, or one derived from repository and ref."""
-    if spec.workspace:
-        return spec
-    return msgspec.structs.replace(spec, workspace=workspace_for(spec.repository, spec.ref))
-
-
-def workspace_for(repository: str, ref: str) -> str:
-    """The name of the workspace that jobs on this repository and ref share: readable, and unique."""
-    spelled = repository.rstrip("/").removesuffix(".git").rstrip("/")
-    slugs = (_slug(re.split(r"[/:]", spelled)[-1], 40), _slug(ref, 20))
-    digest = ids.sha256(f"{spelled}\0{ref}".encode())[:8]
-    return "-".join((*(slug for slug in slugs if slug), digest))
-
-
-def _slug(text: str, limit: int) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-")
 
 
 def job_id_for(spec: JobSpec, nonce: str) -> str:

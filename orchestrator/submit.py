@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codeconvoy.orchestrator.fleet import Fleet
-from codeconvoy.orchestrator.job_file import check, complete, job_id_for, load
+from codeconvoy.orchestrator.job_file import check, job_id_for, load
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.errors import Aborted, BadInput
 from codeconvoy.schemas.job_facts import (
@@ -23,7 +23,7 @@ from codeconvoy.schemas.job_facts import (
     JobSubmitted,
 )
 from codeconvoy.schemas.job_plan import planned_tasks
-from codeconvoy.schemas.job_spec import JobSpec, TaskSpec
+from codeconvoy.schemas.job_spec import JobSpec, TaskSpec, complete
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.job_step import Step
 from codeconvoy.schemas.topics import MAX_TASKS_PER_JOB

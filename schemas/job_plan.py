@@ -7,7 +7,7 @@ import msgspec
 
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.job_facts import Imported, JobStatus, JobSubmitted, Planned
-from codeconvoy.schemas.job_spec import TaskKind, TaskSpec
+from codeconvoy.schemas.job_spec import TaskKind, TaskSpec, complete
 from codeconvoy.schemas.job_stages import start_units
 from codeconvoy.schemas.job_state import GIT_ROLE, FileStatus
 from codeconvoy.schemas.job_step import SetDeadline, Step
@@ -18,7 +18,7 @@ from codeconvoy.schemas.topics import MAX_TASKS_PER_JOB
 
 def on_submitted(step: Step, fact: JobSubmitted, timestamp: int) -> None:
     """The job begins: its repository is read."""
-    spec = fact.spec
+    spec = complete(fact.spec)
     step.change(spec=spec, submitted_at=timestamp, status=JobStatus.RUNNING)
     step.commands.append(SetDeadline("", 0, spec.deadline_seconds))
     _import(

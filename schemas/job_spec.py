@@ -4,10 +4,12 @@ The field names are those of the YAML file. Values are checked by `orchestrator.
 job is submitted and again when it is planned, since a record may come from any language.
 """
 
+import re
 from enum import StrEnum
 
 import msgspec
 
+from codeconvoy.schemas import ids
 from codeconvoy.schemas.events import Consistency, Strategy
 
 DEFAULT_STRATEGIES = (Strategy.THREE_WAY, Strategy.REWORK, Strategy.HUMAN)
@@ -112,3 +114,22 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     deadline_seconds: int = 7_200
     budget: Budget = Budget()
     priority: int = 0
+
+
+def complete(spec: JobSpec) -> JobSpec:
+    """The spec with a workspace: its own, or one derived from repository and ref."""
+    if spec.workspace:
+        return spec
+    return msgspec.structs.replace(spec, workspace=workspace_for(spec.repository, spec.ref))
+
+
+def workspace_for(repository: str, ref: str) -> str:
+    """The name of the workspace that jobs on this repository and ref share: readable, and unique."""
+    spelled = repository.rstrip("/").removesuffix(".git").rstrip("/")
+    slugs = (_slug(re.split(r"[/:]", spelled)[-1], 40), _slug(ref, 20))
+    digest = ids.sha256(f"{spelled}\0{ref}".encode())[:8]
+    return "-".join((*(slug for slug in slugs if slug), digest))
+
+
+def _slug(text: str, limit: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-")

@@ -8,11 +8,9 @@ import pytest
 from codeconvoy.orchestrator.job_file import (
     absolute,
     check,
-    complete,
     job_id_for,
     load,
     problems,
-    workspace_for,
 )
 from codeconvoy.orchestrator.job_yaml import MAX_BYTES, parse
 from codeconvoy.schemas.errors import BadInput
@@ -25,6 +23,8 @@ from codeconvoy.schemas.job_spec import (
     StrategyOverride,
     TaskKind,
     TaskSpec,
+    complete,
+    workspace_for,
 )
 from codeconvoy.workers.roles.role import Role, RoleKind
 

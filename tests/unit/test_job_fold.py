@@ -23,7 +23,7 @@ from codeconvoy.schemas.job_facts import (
     VerdictKind,
     Worked,
 )
-from codeconvoy.schemas.job_spec import Pipeline, StrategyOverride, TaskKind, TaskSpec
+from codeconvoy.schemas.job_spec import Pipeline, StrategyOverride, TaskKind, TaskSpec, workspace_for
 from codeconvoy.schemas.job_state import (
     MAX_REPAIRS,
     STAGES,
@@ -704,6 +704,11 @@ def test_a_bad_job_from_any_language_ends_as_failed_with_the_message() -> None:
     world = JobWorld(spec(), check=lambda job: check(job, {}))
     world.ended(JobStatus.FAILED, "there is no role 'generator'")
     assert world.queue == []
+
+
+def test_a_job_from_any_language_need_not_name_its_workspace() -> None:
+    world = JobWorld(spec(workspace=""))
+    assert world.one(ImportWork)[0].workspace == workspace_for("/repo", "HEAD")
 
 
 def test_a_glob_that_is_none_is_answered_and_does_not_stop_the_orchestrator() -> None:

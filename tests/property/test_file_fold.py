@@ -286,7 +286,18 @@ def told_of_forks(loop: DetectorLoop) -> None:
             open_for.setdefault(job, set()).add(word.conflict_id)
         if isinstance(word, FileSettled):
             open_for[job].remove(word.conflict_id)
-    claim = loop.history("a.txt").claim
+    history = loop.history("a.txt")
+    claim = history.claim
+    at_stake: dict[str, set[str]] = {}
+    for head in claim.heads if claim is not None else ():
+        for event_id in history.ancestors((head,)):
+            at_stake.setdefault(event_id, set()).add(head)
+    told = {job for job, conflicts in open_for.items() if conflicts}
+    assert told == {
+        history.entries[event_id].job_id
+        for event_id, held_by in at_stake.items()
+        if claim is not None and held_by != set(claim.heads)
+    }
     known = {conflict for conflicts in open_for.values() for conflict in conflicts}
     assert known == ({claim.conflict_id} if claim is not None else set())
 

@@ -5,13 +5,15 @@ A write is refused unless the stored M and owner are the ones that this process 
 process that lost the partition, or whose Redis was lost, can't put a stale state over a newer one.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from codeconvoy.schemas.errors import PartitionLost
+from codeconvoy.schemas.errors import PartitionLost, Unavailable
 
 OFFSET = "@offset"
 OWNER = "@owner"
@@ -74,8 +76,17 @@ class StateStore(Protocol):
         ...
 
 
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Whatever Redis can't do now it may do later: a task that needs it waits, and is not given up."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise Unavailable("Redis", str(error) or type(error).__name__, "`convoy doctor` tells more") from error
+
+
 class RedisStore:
-    """States in Redis under `<prefix>:<name>:<partition>`."""
+    """States in Redis under `<prefix>:<name>:<partition>`. Every call may raise Unavailable."""
 
     def __init__(self, redis: Redis, prefix: str, name: str) -> None:
         self._redis = redis
@@ -94,13 +105,15 @@ class RedisStore:
     async def take(self, partition: int, owner: str) -> int:
         """See `StateStore`."""
         key = self.key(partition)
-        await self._redis.hset(key, OWNER, owner)
-        offset = await self._redis.hget(key, OFFSET)
+        with _reached():
+            await self._redis.hset(key, OWNER, owner)
+            offset = await self._redis.hget(key, OFFSET)
         return int(offset or 0)
 
     async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
         """See `StateStore`."""
-        found = await self._redis.hmget(self.key(partition), [OFFSET, OWNER, *fields])
+        with _reached():
+            found = await self._redis.hmget(self.key(partition), [OFFSET, OWNER, *fields])
         values = cast("list[bytes | None]", found)
         return Loaded(int(values[0] or 0), (values[1] or b"").decode(), tuple(values[2:]))
 
@@ -110,10 +123,9 @@ class RedisStore:
         """See `StateStore`."""
         sets = [item for name, value in changes.items() if value is not None for item in (name, value)]
         deletes = [name for name, value in changes.items() if value is None]
-        found = await self._commit(
-            keys=[self.key(partition)],
-            args=[str(expected), owner, str(offset), len(sets) // 2, *sets, *deletes],
-        )
+        args = [str(expected), owner, str(offset), len(sets) // 2, *sets, *deletes]
+        with _reached():
+            found = await self._commit(keys=[self.key(partition)], args=args)
         if found:
             raise PartitionLost(
                 f"the state of partition {partition} is at offset {found[0]!r} of owner {found[1]!r}, "
@@ -123,22 +135,31 @@ class RedisStore:
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
         """See `StateStore`."""
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
-        async for name, value in self._redis.hscan_iter(self.key(partition), match=pattern, count=1000):
-            yield name.decode(), value
+        fields = self._redis.hscan_iter(self.key(partition), match=pattern, count=1000)
+        while True:
+            with _reached():
+                field = await anext(fields, None)
+            if field is None:
+                return
+            yield field[0].decode(), field[1]
 
     async def snapshot(self, partition: int) -> Mapping[str, bytes]:
         """All fields of a partition but its owner, as of one moment."""
-        found = await self._redis.hgetall(self.key(partition))
+        with _reached():
+            found = await self._redis.hgetall(self.key(partition))
         fields = cast("dict[bytes, bytes]", found)
         return {name.decode(): value for name, value in fields.items() if name != OWNER.encode()}
 
     async def drop(self, partition: int) -> None:
         """Forget the partition's states."""
-        await self._redis.delete(self.key(partition))
+        with _reached():
+            await self._redis.delete(self.key(partition))
 
     async def switch(self, partition: int) -> int | None:
         """Put the shadow in the place of the hash if both stand at the same M; else the M to reach."""
-        answer = await self._switch(keys=[self.key(partition), self.key(partition, shadow=True)], args=[])
+        keys = [self.key(partition), self.key(partition, shadow=True)]
+        with _reached():
+            answer = await self._switch(keys=keys, args=[])
         return int(answer) if answer else None
 
 

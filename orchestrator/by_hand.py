@@ -9,15 +9,16 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.schemas import ids
+from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.schemas.events import ConflictResolved, Event, EventType, Strategy
 from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import VerdictKind
-from codeconvoy.schemas.topics import MAX_FILE_BYTES, file_key
-from codeconvoy.workers.engine.bus import Outgoing
+from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key
+from codeconvoy.workers.engine.bus import Bus, Outgoing
+from codeconvoy.workers.projection import Projection
 from codeconvoy.workers.resolution.validate import objections
 
 ROLE = "human"
@@ -140,19 +141,20 @@ def resolution(
     )
 
 
-async def submit_resolution(fleet: Fleet, event: Event) -> Entry:
+async def submit_resolution(
+    event: Event, bus: Bus, codec: Codec, topics: Topics, projection: Projection
+) -> Entry:
     """Put the event on the log, and wait for what the fold says of it.
 
     Raises:
         Unavailable: the projection has not seen it in time.
     """
     key = file_key(event.workspace, event.file_path)
-    producer = await fleet.bus.producer(f"{fleet.topics.prefix}.by-hand.{uuid.uuid4().hex}")
+    producer = await bus.producer(f"{topics.prefix}.by-hand.{uuid.uuid4().hex}")
     try:
-        await producer.transaction([Outgoing(fleet.topics.events, key, fleet.codec.encode(event))])
+        await producer.transaction([Outgoing(topics.events, key, codec.encode(event))])
     finally:
         await producer.close()
-    projection = fleet.projection()
     deadline = asyncio.get_running_loop().time() + VERDICT_SECONDS
     while True:
         history = (await projection.histories(event.workspace, [event.file_path]))[event.file_path]

@@ -17,10 +17,10 @@ from codeconvoy.schemas.hunks import diff, lines
 from codeconvoy.schemas.job_facts import VerdictKind
 from codeconvoy.workers.engine.bus import Record
 
-MIN_PREFIX = 4
 _LIVE = (VerdictKind.ACCEPTED, VerdictKind.FORKED)
 _OFFSET = re.compile(r"[0-9]{1,18}\Z")
-_EVENT = re.compile(rf"[0-9a-f][0-9a-f-]{{{MIN_PREFIX - 1},35}}\Z")
+_EVENT = re.compile(r"(?:[0-9a-f]{4,8}|[0-9a-f]{8}-[0-9a-f-]{0,27})\Z")
+"""A UUID or its beginning. A date is none: its first part is too short."""
 
 
 class Moment(NamedTuple):

@@ -186,7 +186,7 @@ def resolve(
             author=getpass.getuser(),
             now=fleet.now(),
         )
-        return await submit_resolution(fleet, event)
+        return await submit_resolution(event, fleet.bus, fleet.codec, fleet.topics, fleet.projection())
 
     entry = with_fleet(work)
     accepted = entry.verdict in (VerdictKind.ACCEPTED, VerdictKind.FORKED)

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from redis.exceptions import RedisError
+
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable
@@ -127,12 +129,20 @@ class Desk:
                 await asyncio.wait({running}, timeout=min(left, WATCH_SECONDS))
                 if running.done():
                     return running.result()
-                if await self.is_void(task):
+                if await self._is_known_void(task):
                     return None
         finally:
             if not running.done():
                 running.cancel()
                 await asyncio.wait({running})
+
+    async def _is_known_void(self, task: Task) -> bool:
+        """As `is_void`; False where nobody can tell just now: work that may have cost a model call is
+        not thrown away for that."""
+        try:
+            return await self.is_void(task)
+        except (Unavailable, RedisError):
+            return False
 
     # After the work -----------------------------------------------------------------------------
 

@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from redis.exceptions import RedisError
+
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import Aborted, Unavailable, Undecodable
+from codeconvoy.schemas.errors import Aborted, BusError, Unavailable, Undecodable
 from codeconvoy.workers.engine import offsets as offset_map
 from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Producer, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import dead_letter, letter_of, skipped_points
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[int, str]
 """Partition and record key."""
+AWAY = (Unavailable, BusError, RedisError)
+"""What a handler raises where something that every task needs is away: no fault of the task."""
 
 
 class Handler(Protocol):
@@ -44,8 +48,8 @@ class Handler(Protocol):
 
         Raises:
             Undecodable: the record can't be read.
-            Unavailable: something that the task needs is away: it is tried again later, without
-                using up an attempt.
+            Unavailable, BusError, RedisError: something that the task needs is away: it is tried
+                again later, without using up an attempt.
         """
         ...
 
@@ -271,14 +275,14 @@ class PoolEngine:
         try:
             with self._metrics.task_seconds.time():
                 outputs = await self._handler.handle(record)
-        except Unavailable as unavailable:
+        except AWAY as away:
             lane.failures += 1
             delay = min(
                 self._limits.retry_seconds * 2 ** (lane.failures - 1), self._limits.retry_limit_seconds
             )
             lane.blocked_until = asyncio.get_running_loop().time() + delay
             lane.waiting.appendleft((record, epoch))
-            logger.warning("a task waits %.0f s: %s", delay, unavailable)
+            logger.warning("a task waits %.0f s: %s", delay, away)
             return
         except Undecodable as undecodable:
             if not undecodable.is_garbage:

@@ -12,6 +12,7 @@ from rich.text import Text
 from codeconvoy.orchestrator.cli.common import plain
 from codeconvoy.schemas.job_facts import JobStatus
 from codeconvoy.schemas.job_state import JobState, Stage, TaskState, TaskStatus
+from codeconvoy.schemas.tasks import EditWork, TestWork
 
 STATUS_STYLE = {
     JobStatus.RUNNING: "cyan",
@@ -114,7 +115,9 @@ def changes(before: JobState | None, after: JobState) -> Iterator[str]:
 def _task_changes(old: TaskState | None, new: TaskState) -> Iterator[str]:
     what = f"{new.task.role} {plain(new.task.path)}".rstrip()
     if old is not None and new.task.round > old.task.round:
-        yield f"{what}: round {new.task.round + 1}: {_short(old.refusal or old.reason or 'its base moved')}"
+        work = new.task.work
+        why = work.feedback[-1] if isinstance(work, EditWork | TestWork) and work.feedback else old.refusal
+        yield f"{what}: round {new.task.round}" + (f": {_short(why)}" if why else "")
     elif (old is None or old.status is not new.status) and new.status in (
         TaskStatus.DONE,
         TaskStatus.FAILED,

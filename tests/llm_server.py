@@ -66,7 +66,7 @@ class Fault:
 
 HANG, DROP, CUT = Fault("hang"), Fault("drop"), Fault("cut")
 MALFORMED, SHAPE = Fault("malformed"), Fault("shape")
-Model = Callable[[Asked], str | Said]
+Model = Callable[[Asked], str | Said | Fault]
 
 
 def status(http: int, headers: dict[str, str] | None = None, **error: Any) -> Fault:

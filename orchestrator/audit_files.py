@@ -178,6 +178,8 @@ class FilesAudit:
             self._counts.stale += kind in (VerdictKind.STALE, VerdictKind.OUTDATED)
             return
         self._counts.edits[str(kind)] += 1
+        if kind is VerdictKind.FORKED and file.arrived[event_id].kind is not EventType.CONFLICT_RESOLVED:
+            self._counts.forks += 1
         if kind is VerdictKind.DEFERRED:
             file.deferred.add(event_id)
             return

@@ -77,6 +77,8 @@ class Counts:
     conflicts: int = 0
     overlapping: int = 0
     """Conflicts in which several heads changed the same lines."""
+    forks: int = 0
+    """Edits that became one more head, resolutions apart."""
     resolved: Counter[str] = field(default_factory=Counter)
     """Resolutions that took effect, by strategy."""
     stale: int = 0
@@ -96,11 +98,6 @@ class Counts:
     """Records that no version can read."""
     dead_letters: int = 0
     """Records on the dead-letters topic, skip marks apart."""
-
-    @property
-    def forks(self) -> int:
-        """Edits that became one more head."""
-        return self.edits["forked"]
 
 
 Point = tuple[str, int, int]

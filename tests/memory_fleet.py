@@ -160,19 +160,27 @@ class MemoryFleet:
         )
 
     async def settle(self, without: str = "") -> None:
-        """Until every fold has read the end of its topic."""
+        """Until every fold has read the end of its topic, and none has written more meanwhile."""
+        folds = {"files": self.topics.events, "detector": self.topics.events, "jobs": self.topics.jobs}
+        folds["orchestrator"] = self.topics.jobs
         reader = self.bus.reader()
-        for name, topic in (
-            ("files", self.topics.events),
-            ("detector", self.topics.events),
-            ("jobs", self.topics.jobs),
-        ):
-            for number in range(self.topics.partitions if name != without else 0):
-                _, end = await reader.watermarks(TopicPartition(topic, number))
-                await self.until(partial(self._reached, name, number, end))
 
-    async def _reached(self, name: str, partition: int, end: int) -> bool:
-        return (await self.store(name).load(partition, ())).offset >= end
+        async def ends() -> dict[tuple[str, int], int]:
+            partitions = range(self.topics.partitions)
+            return {
+                (name, number): (await reader.watermarks(TopicPartition(topic, number)))[1]
+                for name, topic in folds.items()
+                for number in (partitions if name != without else ())
+            }
+
+        async def settled() -> bool:
+            before = await ends()
+            for (name, number), end in before.items():
+                if (await self.store(name).load(number, ())).offset < end:
+                    return False
+            return await ends() == before
+
+        await self.until(settled)
 
     async def until(self, happened: Callable[[], Any]) -> Any:
         """Wait until this coroutine function answers something true, and give that."""

@@ -5,6 +5,7 @@ order in which `convoy --help` shows them. They are imported when the program ru
 `convoy merge`, which git starts for every file that it merges, need not wait for Kafka's client.
 """
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -90,6 +91,10 @@ def main() -> None:
     # What the client would say about a broker that is away is in the error that it raises; the
     # processes of a fleet, which have a log, turn it on again.
     kafka_client().setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A path or a model's words may hold what the terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         make_app((wanted,) if wanted in ALONE else GROUPS)()

@@ -34,7 +34,7 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="text for p
 
 def stdout() -> Console:
     """The console of results. Text that is not for a terminal is not wrapped."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 10_000
     return console
@@ -42,7 +42,7 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     """The console of everything else."""
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -144,7 +144,7 @@ def give_up(step: Step, status: JobStatus, reason: str) -> None:
             if state.status is TaskStatus.DISPATCHED:
                 step.void(state, reason)
                 if isinstance(state.task.work, ResolveWork):
-                    step.give_back(state.task, state.task.work, reason)
+                    step.give_back(state.task.path, state.task, state.task.work, reason)
             cancelled = transition(state.status, Happening.CANCEL)
             step.put_task(
                 task_id, msgspec.structs.replace(state, status=cancelled, deadline=0, reason=reason)

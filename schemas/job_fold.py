@@ -62,7 +62,9 @@ from codeconvoy.schemas.tasks import (
 def fold(job: JobState, fact: JobFact) -> tuple[JobState, tuple[Command, ...]]:
     """The job after one more fact, and what is to be done about it."""
     step = Step(job)
-    step.change(facts=job.facts + 1, updated_at=max(job.updated_at, fact.timestamp))
+    # Facts that come after the end count, but the time of the end stays.
+    updated_at = job.updated_at if job.ended else max(job.updated_at, fact.timestamp)
+    step.change(facts=job.facts + 1, updated_at=updated_at)
     payload = fact.payload
     if isinstance(payload, JobFinished):
         if not job.ended and payload.status.ended:
@@ -158,7 +160,7 @@ def _fail(step: Step, state: TaskState, happening: Happening, reason: str) -> No
     step.put_task(state.task.task_id, state)
     work = state.task.work
     if isinstance(work, ResolveWork):
-        step.give_back(state.task, work, reason)
+        step.give_back(state.task.path, state.task, work, reason)
     elif isinstance(work, PublishWork):
         on_published(step, None, reason)
     elif isinstance(work, ImportWork | PlanWork | CheckWork):
@@ -250,7 +252,7 @@ def _moved(step: Step, state: TaskState) -> None:
         step.count(stale=1)
         state = msgspec.structs.replace(state, stale=True)
         step.put_task(state.task.task_id, state)
-    reopen(step, state)
+        reopen(step, state)
 
 
 def _on_read(step: Step, fact: ReadJudged) -> None:
@@ -300,7 +302,7 @@ def _on_forked(step: Step, fact: FileForked) -> None:
         tried=fact.tried,
     )
     if step.job.ends_as is not None:
-        step.give_back(loser.task, work, f"the job {step.job.job_id} ends as {step.job.ends_as}")
+        step.give_back(fact.path, loser.task, work, f"the job {step.job.job_id} ends as {step.job.ends_as}")
         return
     task_id = ids.derived("task", step.job.job_id, "resolve", fact.conflict_id, fact.attempt)
     if task_id not in step.tasks:
@@ -364,7 +366,8 @@ def _after_the_end(step: Step, payload: object) -> None:
         own=payload.own,
         strategy=payload.strategy,
     )
-    step.give_back(loser.task, work, f"the job {step.job.job_id} has ended as {step.job.status}")
+    reason = f"the job {step.job.job_id} has ended as {step.job.status}"
+    step.give_back(payload.path, loser.task, work, reason)
 
 
 def task_subject(task: Task) -> str:

@@ -52,8 +52,7 @@ def on_imported(step: Step, fact: Imported) -> None:
         )
     step.change(imported=fact)
     for file in fact.files:
-        known = step.file(file.path)
-        if not known.visible:
+        if step.file(file.path).offset < 0:  # what the detector says is newer than what was read
             step.put_file(file.path, FileStatus(visible=file.visible or file.event_id))
     if step.spec.planner and step.job.planned is None:
         roles = tuple(dict.fromkeys(step.spec.pipeline.generate))

@@ -95,7 +95,8 @@ def reopen(step: Step, state: TaskState) -> None:
     if unit.stage is not Stage.DONE:
         advance(step, unit.unit_id)
     elif isinstance(state.task.work, ReviewWork):
-        _review_again(step, unit)
+        if unit.reviewed != step.file(unit.path).visible:
+            _review_again(step, unit)
     else:
         _repair(step, unit, state.task.task_id)
 

@@ -352,15 +352,16 @@ class Step:
             payload = RoundVoided(task_id=task.task_id, round=task.round, reason=reason)
             self.commands.append(RecordEvent(path, task, payload))
 
-    def give_back(self, task: Task, work: ResolveWork, reason: str) -> None:
-        """Nobody of this job resolves a conflict: its next strategy's turn."""
+    def give_back(self, path: str, task: Task, work: ResolveWork, reason: str) -> None:
+        """Nobody of this job resolves a conflict on a file, the author of `task` neither: its next
+        strategy's turn."""
         failed = ResolutionFailed(
             conflict_id=work.conflict_id,
             attempt=work.attempt,
             strategy=work.strategy,
             reason=reason[:MAX_REASON_CHARS],
         )
-        self.commands.append(RecordEvent(task.path, task, failed))
+        self.commands.append(RecordEvent(path, task, failed))
 
     def report(self, state: TaskState, done: TaskDone) -> TaskState:
         """A round's own word: what it wrote waits for its verdicts."""

@@ -50,7 +50,7 @@ from codeconvoy.workers.runner_worker import RunnerWorker
 
 SERVICE_ROLES = (GIT_ROLE, RUNNER_ROLE)
 """Roles that need no agent: git in and out, and running tests."""
-SERVICE_SLOTS = {GIT_ROLE: 4, RUNNER_ROLE: 2}
+SERVICE_SLOTS = {GIT_ROLE: 4, RUNNER_ROLE: 4}
 RESTART_SECONDS = (0.5, 10.0)
 """First and longest pause before an engine that lost its place starts anew."""
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -36,6 +37,8 @@ class Checkouts:
     def __init__(self, directory: Path) -> None:
         """Keep commits in `directory`: empty or not there yet, and nobody else's."""
         self._directory, self._lock = directory, threading.Lock()
+        self._in_use: Counter[str] = Counter()
+        """Copies of each commit that are being made: not to be removed meanwhile."""
         self._kept: dict[str, tuple[str, ...]] = {}
         """What was left out of each commit that is kept, the last used one at the end."""
 
@@ -59,14 +62,12 @@ class Checkouts:
                 raise BadInput("path", f"{path!r} is not normalised", f"Write {normalise(path)!r}")
         with self._lock:
             left_out = self._keep(source)
-            kept = self._directory / source.commit
-            replaced = {f"{kept}/{path}" for path, (content, _) in overlay.items() if content is not None}
-
-            def written_anew(folder: str, names: list[str]) -> list[str]:
-                paths = ((name, f"{folder}/{name}") for name in names)
-                return [name for name, path in paths if path in replaced and os.path.isfile(path)]
-
-            shutil.copytree(kept, target, symlinks=True, ignore=written_anew, copy_function=_copy)
+            self._in_use[source.commit] += 1
+        try:
+            self._copy(self._directory / source.commit, overlay, target)
+        finally:
+            with self._lock:
+                self._in_use[source.commit] -= 1
         for path, (content, _) in overlay.items():
             if content is None:  # first, since a file may have become a directory, or the reverse
                 _remove(target, path)
@@ -74,6 +75,17 @@ class Checkouts:
             if content is not None:
                 _write(target, path, content, 0o755 if executable else 0o644)
         return left_out
+
+    @staticmethod
+    def _copy(kept: Path, overlay: Overlay, target: Path) -> None:
+        """Copy what the overlay does not replace."""
+        replaced = {f"{kept}/{path}" for path, (content, _) in overlay.items() if content is not None}
+
+        def written_anew(folder: str, names: list[str]) -> list[str]:
+            paths = ((name, f"{folder}/{name}") for name in names)
+            return [name for name, path in paths if path in replaced and os.path.isfile(path)]
+
+        shutil.copytree(kept, target, symlinks=True, ignore=written_anew, copy_function=_copy_file)
 
     def _keep(self, source: Source) -> tuple[str, ...]:
         """Make sure that the commit is kept, and say what was left out of it."""
@@ -87,14 +99,14 @@ class Checkouts:
             left_out = _materialise(tree, Path(directory, "tree"))
             os.rename(Path(directory, "tree"), self._directory / commit)
         self._kept[commit] = left_out
-        while len(self._kept) > _KEPT:
-            oldest = next(iter(self._kept))
+        idle = [other for other in self._kept if other != commit and not self._in_use[other]]
+        for oldest in idle[: max(0, len(self._kept) - _KEPT)]:
             del self._kept[oldest]
             shutil.rmtree(self._directory / oldest)
         return left_out
 
 
-def _copy(source: str, target: str) -> str:
+def _copy_file(source: str, target: str) -> str:
     """Copy a file's content and executable bit: times and attributes cost twice as much again."""
     shutil.copyfile(source, target, follow_symlinks=False)
     if os.stat(source).st_mode & 0o100:

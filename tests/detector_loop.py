@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.file_history import FileHistory
@@ -35,6 +37,11 @@ class DetectorLoop:
     def history(self, path: str, workspace: str = "w") -> FileHistory:
         """A file as the detector knows it."""
         return self._state(file_key(workspace, path)).history
+
+    def forget(self, path: str, history: FileHistory, workspace: str = "w") -> None:
+        """Put a history in the place of the one that the detector has."""
+        key = file_key(workspace, path)
+        self._states[key] = msgspec.structs.replace(self._states[key], history=history)
 
     def fold(self, records: int = MAX_RECORDS) -> int:
         """Let the detector read so many records, or up to the end. How many it was."""

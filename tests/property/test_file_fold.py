@@ -103,6 +103,7 @@ def refold(path: str, events: Sequence[Event]) -> FileHistory:
     return history
 
 
+@settings(deadline=None)
 @given(file_logs())
 def test_heads_ancestry_and_what_is_visible_are_sound_at_every_step(log: FileLog) -> None:
     history = FileHistory(workspace=WORKSPACE, path=log.history.path)
@@ -126,6 +127,7 @@ def test_heads_ancestry_and_what_is_visible_are_sound_at_every_step(log: FileLog
         assert (history.claim is None) <= (not history.deferred)
 
 
+@settings(deadline=None)
 @given(file_logs("a.txt"), file_logs("b.txt"), st.randoms(use_true_random=False))
 def test_what_other_files_do_changes_no_verdict(one: FileLog, two: FileLog, random: object) -> None:
     queues = {"a.txt": list(one.events), "b.txt": list(two.events)}
@@ -140,6 +142,7 @@ def test_what_other_files_do_changes_no_verdict(one: FileLog, two: FileLog, rand
     assert verdicts == one.verdicts | two.verdicts
 
 
+@settings(deadline=None)
 @given(file_logs(), st.data())
 def test_redelivery_of_any_prefix_at_any_time_changes_nothing(log: FileLog, data: st.DataObject) -> None:
     upto = data.draw(st.integers(0, len(log.events)), label="where it is redelivered")
@@ -149,6 +152,7 @@ def test_redelivery_of_any_prefix_at_any_time_changes_nothing(log: FileLog, data
     assert msgspec.msgpack.encode(history) == msgspec.msgpack.encode(log.history)
 
 
+@settings(deadline=None)
 @given(file_logs(length=60))
 def test_the_stored_state_is_the_state(log: FileLog) -> None:
     """With bounds so tight that most is forgotten: written in steps, written at once, and read back."""

@@ -243,16 +243,17 @@ def folded_again(log: list[JobFact], state: JobState) -> None:
     assert msgspec.msgpack.encode(again) == msgspec.msgpack.encode(stored) == msgspec.msgpack.encode(state)
 
 
-@settings(max_examples=200, deadline=None)
-@given(specs(), SEEDS, st.integers(0, 120))
+@settings(max_examples=100, deadline=None)
+@given(specs(), SEEDS, st.integers(0, 80))
 def test_a_fact_told_again_at_any_later_time_changes_nothing(job: JobSpec, seed: int, steps: int) -> None:
     world = world_after(job, seed, steps)
-    fact = world.random.choice(world.log)
-    again, commands = job_fold.fold(world.state, fact)
-    # A conflict is given back once more by a job that has ended: the same event, a duplicate.
-    assert all(world.state.ended and isinstance(command, RecordEvent) for command in commands)
     clock = {"facts": 0, "updated_at": 0}
-    assert msgspec.structs.replace(again, **clock) == msgspec.structs.replace(world.state, **clock)
+    before = msgspec.structs.replace(world.state, **clock)
+    for fact in world.log:
+        again, commands = job_fold.fold(world.state, fact)
+        # A conflict is given back once more by a job that has ended: the same event, a duplicate.
+        assert all(world.state.ended and isinstance(command, RecordEvent) for command in commands)
+        assert msgspec.structs.replace(again, **clock) == before, fact
 
 
 @settings(deadline=None)

@@ -228,6 +228,11 @@ def test_forgetting_takes_one_workspace_and_leaves_the_others(run: Run) -> None:
             await append(fleet, [imported(4, "w2")])
             await until_projected(fleet, "w2", 3)
             await until_projected(fleet, "w", 0)
+            # Nothing of it is left in the memory of the projector either.
+            await append(fleet, [msgspec.structs.replace(imported(1), event_id="anew")])
+            await until_projected(fleet, "w", 1)
+            history = (await fleet.projection().histories("w", ["file1.py"]))["file1.py"]
+            assert list(history.entries) == ["anew"]
         with pytest.raises(BadInput, match="w2"):
             await look(fleet, "unheard-of")
 

@@ -159,5 +159,5 @@ def test_a_drain_ends_the_pause_before_a_restart(tmp_path: Path) -> None:
     patience = Patience(shortest=10 * DEADLINE, longest=10 * DEADLINE)
     supervisor = Supervisor([service(tmp_path, "a", FAILS)], os.environ, patience=patience)
     [watched] = supervisor.children
-    supervise(supervisor, lambda: watched.state is State.WAITING)
+    supervise(supervisor, lambda: watched.said != "")
     assert watched.state is State.STOPPED and watched.restarts <= 1

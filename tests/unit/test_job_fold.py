@@ -324,6 +324,15 @@ def test_an_approval_that_is_outdated_later_is_asked_for_again_for_what_there_is
     assert world.doing() == ["EditWork", "EditWork"]
 
 
+def test_an_outdated_approval_told_again_asks_for_no_further_review() -> None:
+    world = approved_and_then_outdated()
+    told = world.log[-3:]
+    world.votes()
+    assert world.stages["a.py"] == "done"
+    world.say(*(fact.payload for fact in told))
+    assert world.stages["a.py"] == "done"
+
+
 def test_what_changes_faster_than_it_is_reviewed_is_not_called_approved() -> None:
     world = approved_and_then_outdated()
     for number in range(MAX_REPAIRS + STAGES * 3):

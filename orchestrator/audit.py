@@ -17,6 +17,7 @@ partition of files and a small account of the rest.
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -314,7 +315,8 @@ def _events_of(refold: _Refold, names: Collection[str]) -> dict[str, tuple[str, 
     found: dict[str, tuple[str, ...]] = {}
     for _, fields, _ in refold.fields():
         for name in fields.keys() & names:
-            value = msgspec.msgpack.decode(fields[name])
-            if isinstance(value, dict) and "event_id" in value:
-                found[name] = (value["event_id"],)
+            with suppress(msgspec.DecodeError):  # some fields are plain text
+                value = msgspec.msgpack.decode(fields[name])
+                if isinstance(value, dict) and "event_id" in value:
+                    found[name] = (value["event_id"],)
     return found

@@ -193,8 +193,10 @@ def resolve(
     if output is Output.JSON:
         print_json({"event_id": entry.event_id, "verdict": entry.verdict, "reason": entry.reason})
     else:
-        reason = f": {entry.reason}" if entry.reason else ""
-        stdout().print(plain(f"{entry.event_id}  {entry.verdict}{reason}"))
+        more = "other heads are left, to be joined next" if accepted else entry.reason
+        outcome = "accepted" if accepted else str(entry.verdict)
+        left = entry.verdict is not VerdictKind.ACCEPTED
+        stdout().print(plain(f"{entry.event_id}  {outcome}" + (f": {more}" if left else "")))
     raise typer.Exit(0 if accepted else 1)
 
 

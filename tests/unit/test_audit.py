@@ -143,6 +143,19 @@ def test_a_byte_of_the_projection_that_changed(tmp_path: Path) -> None:
         assert "differs" in report.findings.kept[0].what
 
 
+def test_an_open_conflict_that_the_projection_does_not_list(tmp_path: Path) -> None:
+    async def plant(fleet: MemoryFleet, job: JobState) -> None:
+        edit = next(event for event in await events_of(fleet, "a.txt") if event.role == "ones")
+        async with fleet.running(without="detector"):
+            await fleet.append(msgspec.structs.replace(edit, event_id="fork", task_id="t", job_id=""))
+        partition, name, _ = await field_of(fleet, "!conflict:")
+        await overwrite(fleet.store("files"), partition, name, None)
+
+    report = audited(tmp_path, plant)
+    assert checks(report) == {Check.PROJECTION: 1}
+    assert "conflict:w:a.txt' is missing" in report.findings.kept[0].what
+
+
 def test_a_field_that_nobody_wrote(tmp_path: Path) -> None:
     async def plant(fleet: MemoryFleet, job: JobState) -> None:
         await overwrite(fleet.store("jobs"), 0, "j:ghost", b"x")

@@ -35,6 +35,8 @@ from codeconvoy.workers.projection import Projection
 
 PANEL = "Jobs"
 POLL_SECONDS = 0.5
+SETTLE_SECONDS = 5.0
+"""How long a job may take to be found by its whole id."""
 UNHEARD_SECONDS = 30.0
 """How long a job that was just submitted may take to reach the projection."""
 QUIET_SECONDS = 60.0
@@ -174,11 +176,19 @@ def register(app: typer.Typer) -> None:
 async def find_job(projection: Projection, wanted: str) -> JobState:
     """The job with this id, or the only one whose id begins so; the latest for an empty one.
 
+    One that was submitted a moment ago may not have reached the projection: a whole id is waited for.
+
     Raises:
         BadInput: there is none, or there are several.
     """
-    if wanted and (exact := await projection.job(wanted)) is not None:
-        return exact
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + (SETTLE_SECONDS if len(wanted) == ID_LENGTH else 0)
+    while wanted:
+        if (exact := await projection.job(wanted)) is not None:
+            return exact
+        if clock() >= deadline:
+            break
+        await asyncio.sleep(POLL_SECONDS)
     found = [job for job in await projection.jobs() if job.job_id.startswith(wanted)]
     if not found:
         reason = f"there is no job {wanted!r}" if wanted else "there is no job yet"

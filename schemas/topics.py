@@ -18,6 +18,8 @@ MAX_RECORD_BYTES = 1024 * 1024
 """Cap of an encoded value, before it is decoded and before it is produced."""
 MAX_MESSAGE_BYTES = MAX_RECORD_BYTES + 64 * 1024
 """The broker's cap: a value with its key and headers."""
+MAX_LETTER_BYTES = MAX_MESSAGE_BYTES + 64 * 1024
+"""The broker's cap of a dead letter: any record that there can be, and what is said of it."""
 MAX_FILES_PER_JOB = 3_000
 MAX_TASKS_PER_JOB = 10_000
 
@@ -84,7 +86,7 @@ class Topics:
         size = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
         logs = [TopicSettings(name, _FOREVER | size) for name in (self.events, self.jobs)]
         queues = [TopicSettings(self.tasks(role), _WEEK | size) for role in roles]
-        letters = TopicSettings(self.dead_letters, _FOREVER | size)
+        letters = TopicSettings(self.dead_letters, _FOREVER | {"max.message.bytes": str(MAX_LETTER_BYTES)})
         return (*logs, *queues, letters)
 
 

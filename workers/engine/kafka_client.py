@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from codeconvoy.schemas.errors import BusError, Fenced, Unavailable
-from codeconvoy.schemas.topics import MAX_MESSAGE_BYTES, PARTITIONER
+from codeconvoy.schemas.topics import MAX_LETTER_BYTES, PARTITIONER
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.limits import key_text
 
@@ -55,7 +55,7 @@ _CONSUMER_RULES = {
 }
 _PRODUCER = {
     "linger.ms": 2,
-    "message.max.bytes": MAX_MESSAGE_BYTES,
+    "message.max.bytes": MAX_LETTER_BYTES,
     "transaction.timeout.ms": 15_000,
 }
 _PRODUCER_RULES = {"partitioner": PARTITIONER, "enable.idempotence": True}

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from codeconvoy.schemas.errors import TooLarge
-from codeconvoy.schemas.topics import MAX_MESSAGE_BYTES, MAX_RECORD_BYTES
+from codeconvoy.schemas.topics import MAX_LETTER_BYTES, MAX_MESSAGE_BYTES, MAX_RECORD_BYTES
 from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition
+from codeconvoy.workers.engine.dead_letter import HEADER
 
 MAX_METADATA = 4_095
 """Characters of the metadata of a committed offset: brokers refuse more than 4,096 bytes."""
@@ -31,13 +32,15 @@ def check_limits(outputs: Sequence[Outgoing], offsets: Mapping[TopicPartition, C
         ValueError: metadata is not plain ASCII (a client would refuse or cut it).
     """
     for output in outputs:
-        if len(output.value) > MAX_RECORD_BYTES:
+        # A dead letter holds a foreign record as it was, and the oversized is what it must be able to hold.
+        is_letter = HEADER in output.headers
+        if len(output.value) > MAX_RECORD_BYTES and not is_letter:
             raise TooLarge(
                 f"{output.topic} {output.key!r}: {len(output.value)} bytes, over {MAX_RECORD_BYTES}"
             )
         headers = sum(len(name.encode()) + len(value) for name, value in output.headers.items())
         whole = len(output.value) + len(key_bytes(output.key)) + headers + _BATCH_OVERHEAD
-        if whole > MAX_MESSAGE_BYTES:
+        if whole > (MAX_LETTER_BYTES if is_letter else MAX_MESSAGE_BYTES):
             raise TooLarge(f"{output.topic} {output.key[:80]!r}: key and headers make it {whole} bytes")
     for partition, committed in (offsets or {}).items():
         if len(committed.metadata) > MAX_METADATA:

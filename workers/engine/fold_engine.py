@@ -200,6 +200,7 @@ class FoldEngine(Generic[S]):
             self._forget(at.partition)
             self._partitions.pop(at.partition, None)
             self._health.stopped.pop(at, None)
+        self._count_stopped()
         self._metrics.rebalances.inc()
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None:
@@ -380,11 +381,14 @@ class FoldEngine(Generic[S]):
             f"`convoy dlq skip {record.topic} {record.partition} {record.offset}`"
         )
         self._health.stopped[partition.at] = reason
-        self._metrics.stopped.set(len(self._health.stopped))
+        self._count_stopped()
         logger.error("partition %s/%s is stopped at %s", record.topic, record.partition, reason)
 
-    def _stopped(self) -> bool:
-        return any(partition.stopped_at is not None for partition in self._partitions.values())
+    def _stopped(self) -> int:
+        return sum(partition.stopped_at is not None for partition in self._partitions.values())
+
+    def _count_stopped(self) -> None:
+        self._metrics.stopped.set(self._stopped())
 
     async def _try_skip(self, consumer: Consumer, batches: dict[int, _Batch[S]]) -> None:
         """Go on behind a record that an operator has skipped for all replicas, on the log."""
@@ -395,7 +399,7 @@ class FoldEngine(Generic[S]):
                 continue
             partition.stopped_at = None
             self._health.stopped.pop(partition.at, None)
-            self._metrics.stopped.set(len(self._health.stopped))
+            self._count_stopped()
             batch = batches.setdefault(number, _Batch(partition.position))
             batch.position = at + 1
             await consumer.seek(partition.at, at + 1)

@@ -20,8 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from redis.exceptions import RedisError
-
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Aborted, BusError, Unavailable, Undecodable
 from codeconvoy.workers.engine import offsets as offset_map
@@ -36,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[int, str]
 """Partition and record key."""
-AWAY = (Unavailable, BusError, RedisError)
+AWAY = (Unavailable, BusError)
 """What a handler raises where something that every task needs is away: no fault of the task."""
 
 
@@ -48,8 +46,8 @@ class Handler(Protocol):
 
         Raises:
             Undecodable: the record can't be read.
-            Unavailable, BusError, RedisError: something that the task needs is away: it is tried
-                again later, without using up an attempt.
+            Unavailable, BusError: something that the task needs is away: it is tried again later,
+                without using up an attempt.
         """
         ...
 
@@ -198,6 +196,7 @@ class PoolEngine:
             self._assigned.pop(number, None)
         for at in partitions:
             self._health.stopped.pop(at, None)
+        self._count_stopped()
         keys = [key for key in self._lanes if key[0] in gone]
         for key in keys:
             self._lanes[key].waiting.clear()
@@ -388,8 +387,11 @@ class PoolEngine:
             f"`convoy dlq skip {record.topic} {record.partition} {record.offset}`"
         )
         self._health.stopped[assignment.at] = reason
-        self._metrics.stopped.set(len(self._health.stopped))
+        self._count_stopped()
         logger.error("partition %s/%s is stopped at %s", record.topic, record.partition, reason)
+
+    def _count_stopped(self) -> None:
+        self._metrics.stopped.set(sum(each.stopped_at is not None for each in self._assigned.values()))
 
     async def _try_skips(self) -> None:
         """Go on behind records that an operator has skipped."""
@@ -404,7 +406,7 @@ class PoolEngine:
                 continue
             assignment.stopped_at = None
             self._health.stopped.pop(assignment.at, None)
-            self._metrics.stopped.set(len(self._health.stopped))
+            self._count_stopped()
             assignment.offsets.finish(at)
             assignment.offsets.skipped_to = at + 1
             self._dirty.add(assignment.at.partition)

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from redis.exceptions import RedisError
-
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable
@@ -141,7 +139,7 @@ class Desk:
         not thrown away for that."""
         try:
             return await self.is_void(task)
-        except (Unavailable, RedisError):
+        except Unavailable:
             return False
 
     # After the work -----------------------------------------------------------------------------

@@ -53,8 +53,8 @@ class GitWorker:
         except AgentError as error:
             return self._desk.failed(task, error.reason, retryable=error.retryable)
         except Unavailable as unavailable:
-            if unavailable.service == "projection":
-                raise
+            if not unavailable.service.startswith("git"):
+                raise  # the fleet's own: broker, Redis, projection. The task waits
             return self._desk.failed(task, str(unavailable), retryable=True)
         return self._desk.failed(task, f"role git can't do {type(task.work).__name__}", retryable=False)
 

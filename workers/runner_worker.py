@@ -60,8 +60,8 @@ class RunnerWorker:
                 task, str(error), retryable=isinstance(error, AgentError) and error.retryable
             )
         except Unavailable as unavailable:
-            if unavailable.service == "projection":
-                raise
+            if not unavailable.service.startswith(("git", "Sandbox")):
+                raise  # the fleet's own: broker, Redis, projection. The task waits
             return self._desk.failed(task, str(unavailable), retryable=True)
 
     async def _test(self, task: Task, work: RunWork) -> Sequence[Outgoing]:

@@ -82,7 +82,8 @@ def _reached() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise Unavailable("Redis", str(error) or type(error).__name__, "`convoy doctor` tells more") from error
+        reason = str(error) or type(error).__name__
+        raise Unavailable("Redis", reason, "`convoy doctor` tells more") from error
 
 
 class RedisStore:

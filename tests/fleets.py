@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -49,6 +50,8 @@ SESSION_MS = 6_000
 READY_SECONDS = 60.0
 COMMAND_SECONDS = 120.0
 JOB_SECONDS = 120.0
+AT_ONCE = 4
+"""Commands that run side by side."""
 LOG_TAIL = 3_000
 _CLI = (sys.executable, "-m", "codeconvoy.orchestrator.cli")
 _ADDRESS = re.compile(rb"metrics and health at (http://\S+)")
@@ -274,6 +277,11 @@ class Fleet:
     def convoy(self, *arguments: str, **environment: str) -> Done:
         """Run a `convoy` command to its end."""
         return self.end(self.begin(*arguments, **environment))
+
+    def together(self, *commands: Sequence[str]) -> list[Done]:
+        """Run commands, a few at a time; what they said, in the same order."""
+        with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            return list(pool.map(lambda arguments: self.convoy(*arguments), commands))
 
     def job_file(self, job: Mapping[str, object] | str, name: str = "job.yaml") -> str:
         """Write a job file; answers its path."""

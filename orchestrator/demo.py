@@ -26,7 +26,7 @@ from rich.live import Live
 
 from codeconvoy.orchestrator.audit import audit
 from codeconvoy.orchestrator.audit_report import Report
-from codeconvoy.orchestrator.cli import INTERRUPTED, job_view, report
+from codeconvoy.orchestrator.cli import INTERRUPTED, job_view, report, set_up_output
 from codeconvoy.orchestrator.cli.audit import show, sources_of
 from codeconvoy.orchestrator.cli.common import plain, stdout
 from codeconvoy.orchestrator.cli.jobs import follow
@@ -151,6 +151,8 @@ async def _work(fleet: Fleet, children: Sequence[Child], looked: Preview, consol
     job = await _follow(fleet, job_id, console)
     for name, value in job_view.summary(job, now_ms()):
         console.print(f"{name:<10}{value}", soft_wrap=True)
+    changed = ", ".join(f"{role} {count} files" for role, count in sorted(files_changed(job).items()))
+    console.print(f"{'changed':<10}{changed}", soft_wrap=True)
     console.print("\nAudit: the whole log is folded anew and compared with projection, job log and branch")
     audited = await audit(sources_of(fleet), job_id)
     show(audited)
@@ -229,6 +231,7 @@ def files_changed(job: JobState) -> Counter[str]:
 
 def main() -> None:
     """Run the demo. Errors that are expected become a message and an exit code."""
+    set_up_output()
     try:
         typer.run(demo)
     except ConvoyError as error:

@@ -86,8 +86,8 @@ def report(error: ConvoyError) -> int:
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
-def main() -> None:
-    """Run a command. Errors that are expected become a message and an exit code, never a traceback."""
+def set_up_output() -> None:
+    """What every program of ours does before it says a word."""
     # What the client would say about a broker that is away is in the error that it raises; the
     # processes of a fleet, which have a log, turn it on again.
     kafka_client().setLevel(logging.CRITICAL)
@@ -95,6 +95,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A path or a model's words may hold what the terminal's encoding has not.
             stream.reconfigure(errors="backslashreplace")
+
+
+def main() -> None:
+    """Run a command. Errors that are expected become a message and an exit code, never a traceback."""
+    set_up_output()
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         make_app((wanted,) if wanted in ALONE else GROUPS)()

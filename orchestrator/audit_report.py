@@ -6,11 +6,13 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.codec import Record as AnyRecord
 from codeconvoy.schemas.errors import Undecodable
+from codeconvoy.schemas.events import Event
+from codeconvoy.schemas.job_facts import JobFact
 from codeconvoy.workers.engine.bus import Record
+from codeconvoy.workers.records import decoded
 
-R = TypeVar("R", bound=AnyRecord)
+R = TypeVar("R", Event, JobFact)
 
 MAX_KEPT = 1_000
 """Differences that are kept with their text; all are counted."""
@@ -34,7 +36,7 @@ class Check(StrEnum):
     ENDED = "ended"
     """A job that says it ended has ended."""
     MISPLACED = "misplaced"
-    """Every record is under its own key, on the partition of that key."""
+    """Every record is on the partition of its key."""
     UNREADABLE = "unreadable"
     """What can't be read is a dead letter, or was skipped on purpose."""
 
@@ -123,7 +125,7 @@ class Unreadable:
         """
         point = (record.topic, record.partition, record.offset)
         try:
-            return codec.decode(record.value, kind)
+            return decoded(codec, record, kind)
         except Undecodable as undecodable:
             if not undecodable.is_garbage and point not in self.skipped:
                 raise

@@ -10,19 +10,19 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.codec import Record as AnyRecord
 from codeconvoy.schemas.errors import Unavailable, Undecodable
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.job_facts import JobFact
 from codeconvoy.schemas.topics import Topics, file_key, partition_of
 from codeconvoy.workers.engine.bus import Reader, Record, TopicPartition
+from codeconvoy.workers.records import decoded
 
 BATCH = 1_000
 READ_SECONDS = 1.0
 STALL_SECONDS = 30.0
 """Twice a transaction's time-out: one that was left open has been aborted by then."""
 
-R = TypeVar("R", bound=AnyRecord)
+R = TypeVar("R", Event, JobFact)
 
 Progress = Callable[[int], None]
 """Is told how many more offsets were passed."""
@@ -115,7 +115,7 @@ def readable(codec: Codec, record: Record, kind: type[R]) -> R | None:
         Undecodable: a newer version may be able to read it.
     """
     try:
-        return codec.decode(record.value, kind)
+        return decoded(codec, record, kind)
     except Undecodable as undecodable:
         if undecodable.is_garbage:
             return None

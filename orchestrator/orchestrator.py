@@ -26,6 +26,7 @@ from codeconvoy.schemas.topics import Topics, file_key
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.engine.fold_engine import Read
 from codeconvoy.workers.projector import dump_job, load_job
+from codeconvoy.workers.records import decoded
 
 NAME = "orchestrator"
 GRACE_SECONDS = 30
@@ -70,7 +71,7 @@ class Orchestrator:
 
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
-        fact = self._codec.decode(record.value, JobFact)
+        fact = decoded(self._codec, record, JobFact)
         after, commands = job_fold.fold(state, fact)
         if isinstance(fact.payload, JobSubmitted) and state.spec is None:
             try:

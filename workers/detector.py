@@ -55,6 +55,7 @@ from codeconvoy.workers import file_states
 from codeconvoy.workers.engine import fold_engine
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.projector import empty_history
+from codeconvoy.workers.records import decoded
 from codeconvoy.workers.resolution.overlap import overlapping
 from codeconvoy.workers.resolution.strategies import (
     CLAIMS,
@@ -140,7 +141,7 @@ class Detector:
         self, state: DetectorState, record: Record, now: int
     ) -> tuple[DetectorState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
-        event = self._codec.decode(record.value, Event)
+        event = decoded(self._codec, record, Event)
         before = state.history
         history, judged = fold(before, event)
         if judged[0][1].kind is VerdictKind.DUPLICATE:

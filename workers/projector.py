@@ -18,6 +18,7 @@ from codeconvoy.schemas.topics import Topics, split_file_key
 from codeconvoy.workers import file_states
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.engine.fold_engine import Read
+from codeconvoy.workers.records import decoded
 
 FILES = "files"
 JOBS = "jobs"
@@ -53,7 +54,7 @@ class FileProjector:
 
     def step(self, state: FileHistory, record: Record, now: int) -> tuple[FileHistory, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
-        return fold(state, self._codec.decode(record.value, Event))[0], ()
+        return fold(state, decoded(self._codec, record, Event))[0], ()
 
     def wait(self, state: FileHistory) -> int | None:
         """The projection waits for nothing."""
@@ -124,7 +125,7 @@ class JobProjector:
 
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
-        return job_fold.fold(state, self._codec.decode(record.value, JobFact))[0], ()
+        return job_fold.fold(state, decoded(self._codec, record, JobFact))[0], ()
 
     def wait(self, state: JobState) -> int | None:
         """The projection waits for nothing."""

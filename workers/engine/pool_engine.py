@@ -163,7 +163,8 @@ class PoolEngine:
                 self._tell_health(progressed=bool(records) or ended > 0)
             await self._drain({assignment.at for assignment in self._assigned.values()})
         finally:
-            await self._cancel(list(self._lanes))
+            # Whoever starts anew in this process must not meet a task that has not ended yet.
+            await self._cancel(list(self._lanes), None)
             await self._consumer.close()
             await self._producer.close()
             await self._handler.close()
@@ -200,7 +201,7 @@ class PoolEngine:
         keys = [key for key in self._lanes if key[0] in gone]
         for key in keys:
             self._lanes[key].waiting.clear()
-        await self._cancel(keys)
+        await self._cancel(keys, self._limits.drain_seconds)
         self._results = [result for result in self._results if result.record.partition not in gone]
         self._dirty -= gone
         self._draining -= gone
@@ -219,16 +220,17 @@ class PoolEngine:
             await asyncio.wait(running, timeout=self._limits.drain_seconds)
         await self._commit()
 
-    async def _cancel(self, keys: Sequence[Key]) -> None:
-        """Cancel the tasks of these keys. A lane stays until its task has really ended, so that a
-        partition that comes back does not run a key twice at once."""
+    async def _cancel(self, keys: Sequence[Key], seconds: float | None) -> None:
+        """Cancel the tasks of these keys, and wait so long for their end (None: until it). A lane
+        stays until its task has really ended, so that a partition that comes back does not run a
+        key twice at once."""
         running = [
             lane.running for key in keys if (lane := self._lanes.get(key)) and lane.running is not None
         ]
         for task in running:
             task.cancel()
         if running:
-            await asyncio.wait(running, timeout=self._limits.drain_seconds)
+            await asyncio.wait(running, timeout=seconds)
 
     # One turn ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.workers.roles.codemod.tidy import RULES, tidy
+from codeconvoy.workers.roles.codemod.tidy_candidates import may_be_tidied
 
 
 @pytest.mark.parametrize(
@@ -143,3 +144,16 @@ def test_the_program_stays_the_same(lines: list[str], operands: list[str]) -> No
         return
     after, _ = tidy(text.encode())
     assert ast.dump(_Plain().visit(ast.parse(after))) == ast.dump(_Plain().visit(before))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if (a and\n        b):\n    c\n",
+        "while True:\n    pass\n",
+        "class A(B): pass\ndef f(): return a\n",
+        "x = (a)\nreturn_ = f(a)\nfor a in (b, c):\n    d\n",
+    ],
+)
+def test_what_holds_nothing_to_tidy_is_not_given_to_libcst(text: str) -> None:
+    assert not may_be_tidied(text.encode())

@@ -18,6 +18,7 @@ import libcst as cst
 
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.workers.roles.codemod.source import Rewrite
+from codeconvoy.workers.roles.codemod.tidy_candidates import may_be_tidied
 
 RULES = frozenset({"not-in", "one-line", "parentheses", "pass", "while-true"})
 
@@ -208,6 +209,8 @@ def tidy(content: bytes, rules: Collection[str] = RULES) -> tuple[bytes, Mapping
     Raises:
         AgentError: libcst can't read the text.
     """
+    if not may_be_tidied(content):
+        return content, {}
     try:
         module = cst.parse_module(content)
         transformer = _Tidy(rules)

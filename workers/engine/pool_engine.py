@@ -277,6 +277,8 @@ class PoolEngine:
             with self._metrics.task_seconds.time():
                 outputs = await self._handler.handle(record)
         except AWAY as away:
+            if not self._is_current(record, epoch):
+                return  # its partition was taken away meanwhile: the new owner does it
             lane.failures += 1
             delay = min(
                 self._limits.retry_seconds * 2 ** (lane.failures - 1), self._limits.retry_limit_seconds
@@ -314,7 +316,7 @@ class PoolEngine:
     async def _commit(self) -> int:
         """Steps 3 and 4: write what has ended, unless its partition was taken away meanwhile."""
         results, self._results = self._results, []
-        current = [result for result in results if self._is_current(result)]
+        current = [result for result in results if self._is_current(result.record, result.epoch)]
         if not current and not self._dirty:
             return 0
         for result in current:
@@ -330,9 +332,9 @@ class PoolEngine:
         self._metrics.records.inc(len(current))
         return len(current)
 
-    def _is_current(self, result: _Result) -> bool:
-        assignment = self._assigned.get(result.record.partition)
-        return assignment is not None and assignment.epoch == result.epoch
+    def _is_current(self, record: Record, epoch: int) -> bool:
+        assignment = self._assigned.get(record.partition)
+        return assignment is not None and assignment.epoch == epoch
 
     async def _transaction(
         self, outputs: Sequence[Outgoing], offsets: Mapping[TopicPartition, Committed]

@@ -1,0 +1,24 @@
+"""A test of the tests: bugs that are planted in the engines are found, each within a few seeds."""
+
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import pytest
+
+from tests.simulation.planted import PLANTED
+from tests.simulation.simulation import simulate
+
+MAX_SEEDS = 120
+END_SECONDS = 300.0
+
+
+def is_found(bug: str, seed: int) -> bool:
+    return bool(simulate(seed, PLANTED[bug], stormy=True, end_seconds=END_SECONDS).problems)
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(bug: str, pool: ProcessPoolExecutor) -> None:
+    runs = [pool.submit(is_found, bug, seed) for seed in range(MAX_SEEDS)]
+    found = any(run.result() for run in as_completed(runs))
+    for run in runs:
+        run.cancel()
+    assert found, f"{bug}: no problem in {MAX_SEEDS} seeds"

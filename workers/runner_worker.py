@@ -20,7 +20,7 @@ from codeconvoy.schemas.tasks import CheckWork, RunWork, Task
 from codeconvoy.workers.desk import Desk, emitted
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.git.source import open_source
-from codeconvoy.workers.roles.checkout import Checkouts, Overlay
+from codeconvoy.workers.roles.checkout import Checkouts, Overlay, place_for
 from codeconvoy.workers.roles.role import Version
 from codeconvoy.workers.roles.sandbox import Limits, Outcome, run
 
@@ -118,14 +118,11 @@ class RunnerWorker:
         self, task: Task, work: RunWork | CheckWork, overlay: Overlay, command: str
     ) -> Outcome:
         limits = Limits(wall_seconds=task.deadline_seconds / 3)
-        with tempfile.TemporaryDirectory(prefix="codeconvoy-tree-") as directory:
+        source = await asyncio.to_thread(open_source, work.repository, work.commit, self._cache)
+        place = place_for(await asyncio.to_thread(self._checkouts.size, source))
+        with tempfile.TemporaryDirectory(prefix="codeconvoy-tree-", dir=place) as directory:
             target = Path(directory, "tree")
-
-            def materialise() -> None:
-                source = open_source(work.repository, work.commit, self._cache)
-                self._checkouts.checkout(source, overlay, target)
-
-            await asyncio.to_thread(materialise)
+            await asyncio.to_thread(self._checkouts.checkout, source, overlay, target)
             return await run(command, target, limits, unsandboxed=work.unsandboxed)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.git.source import Source, open_source
-from codeconvoy.workers.roles.checkout import Checkouts, Overlay, stays_inside
+from codeconvoy.workers.roles.checkout import Checkouts, Overlay, place_for, stays_inside
 
 
 @pytest.fixture
@@ -105,6 +105,21 @@ def test_only_the_last_commits_are_kept(source: Source, tmp_path: Path) -> None:
         commit = source.repo.create_commit(None, author, author, str(number), tree, [])
         checkouts.checkout(Source(source.repo, str(commit), source.location), {}, tmp_path / str(number))
     assert len(list((tmp_path / "kept").iterdir())) == 4
+
+
+def test_a_tree_is_put_into_memory_only_where_it_fits_and_runs(source: Source, tmp_path: Path) -> None:
+    size = Checkouts(tmp_path / "kept").size(source)
+    assert size == sum(len(source.repo[entry.id].data) for entry in _blobs(source))
+    assert place_for(size, tmp_path) == tmp_path
+    assert place_for(1 << 60, tmp_path) is None
+    assert place_for(0, Path("/proc")) is None  # nothing can be executed from there
+    assert place_for(0, tmp_path / "absent") is None
+
+
+def _blobs(source: Source) -> list[pygit2.IndexEntry]:
+    index = pygit2.Index()
+    index.read_tree(source.repo[source.commit].peel(pygit2.Tree))
+    return list(index)
 
 
 @given(

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pygit2
 
@@ -22,6 +23,9 @@ from codeconvoy.workers.git.source import Source
 
 MAX_TREE_BYTES = 2 * 1024**3
 MAX_TREE_FILES = 200_000
+MEMORY = Path("/dev/shm")
+MEMORY_TIMES = 20
+"""A tree is put there where so many times its size is free."""
 _KEPT = 4
 
 Overlay = Mapping[str, tuple[bytes | None, bool]]
@@ -39,8 +43,8 @@ class Checkouts:
         self._directory, self._lock = directory, threading.Lock()
         self._in_use: Counter[str] = Counter()
         """Copies of each commit that are being made: not to be removed meanwhile."""
-        self._kept: dict[str, tuple[str, ...]] = {}
-        """What was left out of each commit that is kept, the last used one at the end."""
+        self._kept: dict[str, _Kept] = {}
+        """The last used one at the end."""
 
     def checkout(self, source: Source, overlay: Overlay, target: Path) -> tuple[str, ...]:
         """Write the tree of the source's commit, with the overlay on top, to a new directory.
@@ -61,7 +65,7 @@ class Checkouts:
             if normalise(path) != path:
                 raise BadInput("path", f"{path!r} is not normalised", f"Write {normalise(path)!r}")
         with self._lock:
-            left_out = self._keep(source)
+            left_out = self._keep(source).left_out
             self._in_use[source.commit] += 1
         try:
             self._copy(self._directory / source.commit, overlay, target)
@@ -76,6 +80,15 @@ class Checkouts:
                 _write(target, path, content, 0o755 if executable else 0o644)
         return left_out
 
+    def size(self, source: Source) -> int:
+        """Bytes of all files of the commit.
+
+        Raises:
+            BadInput: its tree is too large.
+        """
+        with self._lock:
+            return self._keep(source).size
+
     @staticmethod
     def _copy(kept: Path, overlay: Overlay, target: Path) -> None:
         """Copy what the overlay does not replace."""
@@ -87,8 +100,8 @@ class Checkouts:
 
         shutil.copytree(kept, target, symlinks=True, ignore=written_anew, copy_function=_copy_file)
 
-    def _keep(self, source: Source) -> tuple[str, ...]:
-        """Make sure that the commit is kept, and say what was left out of it."""
+    def _keep(self, source: Source) -> "_Kept":
+        """Make sure that the commit is kept."""
         commit = source.commit
         if commit in self._kept:
             self._kept[commit] = self._kept.pop(commit)
@@ -96,14 +109,36 @@ class Checkouts:
         tree = source.repo[pygit2.Oid(hex=commit)].peel(pygit2.Tree)
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._directory, ignore_cleanup_errors=True) as directory:
-            left_out = _materialise(tree, Path(directory, "tree"))
+            kept = _materialise(tree, Path(directory, "tree"))
             os.rename(Path(directory, "tree"), self._directory / commit)
-        self._kept[commit] = left_out
+        self._kept[commit] = kept
         idle = [other for other in self._kept if other != commit and not self._in_use[other]]
         for oldest in idle[: max(0, len(self._kept) - _KEPT)]:
             del self._kept[oldest]
             shutil.rmtree(self._directory / oldest)
-        return left_out
+        return kept
+
+
+class _Kept(NamedTuple):
+    """A commit that was written to a directory."""
+
+    left_out: tuple[str, ...]
+    size: int
+
+
+def place_for(size: int, memory: Path = MEMORY) -> Path | None:
+    """Where to make a checkout of this size: in memory if that has room, else None, the usual place.
+
+    A tree is hundreds of small files that live for seconds. A busy disk takes most of a second to write
+    and to remove them, memory a few milliseconds.
+    """
+    try:
+        about = os.statvfs(memory)
+    except OSError:
+        return None
+    # Programs of the checkout must run: containers often forbid that there.
+    usable = os.access(memory, os.W_OK | os.X_OK) and not about.f_flag & (os.ST_NOEXEC | os.ST_RDONLY)
+    return memory if usable and about.f_bavail * about.f_frsize >= MEMORY_TIMES * size else None
 
 
 def _copy_file(source: str, target: str) -> str:
@@ -114,8 +149,8 @@ def _copy_file(source: str, target: str) -> str:
     return target
 
 
-def _materialise(tree: pygit2.Tree, root: Path) -> tuple[str, ...]:
-    """Write a tree to a new directory; gives the paths that were left out."""
+def _materialise(tree: pygit2.Tree, root: Path) -> _Kept:
+    """Write a tree to a new directory."""
     root.mkdir()
     left_out: list[str] = []
     files = size = 0
@@ -137,7 +172,7 @@ def _materialise(tree: pygit2.Tree, root: Path) -> tuple[str, ...]:
                     left_out.append(path)
             else:  # a submodule
                 left_out.append(path)
-    return tuple(sorted(left_out))
+    return _Kept(tuple(sorted(left_out)), size)
 
 
 def _write_blob(root: Path, path: str, blob: pygit2.Blob) -> bool:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from codeconvoy.orchestrator.cli.common import plain
-from codeconvoy.schemas.job_facts import JobStatus
+from codeconvoy.schemas.job_facts import JobStatus, Tested
 from codeconvoy.schemas.job_state import JobState, Stage, TaskState, TaskStatus
 from codeconvoy.schemas.tasks import EditWork, TestWork
 
@@ -160,6 +160,13 @@ def progress(job: JobState, now: int, events: tuple[str, ...]) -> Table:
     return grid
 
 
+def _runs(job: JobState) -> str:
+    results = (state.result for state in job.tasks.values())
+    not_executed = sum(isinstance(result, Tested) and result.outcome == "not_executed" for result in results)
+    left = f", {not_executed} not executed: no sandbox there" if not_executed else ""
+    return f"{job.tally.tests_run - not_executed} runs{left}"
+
+
 def summary(job: JobState, now: int) -> Iterator[tuple[str, str]]:
     """A job at its end: names and values, in order."""
     tally = job.tally
@@ -174,7 +181,7 @@ def summary(job: JobState, now: int) -> Iterator[tuple[str, str]]:
     if tally.resolved:
         yield "resolved", ", ".join(f"{name} {count}" for name, count in sorted(tally.resolved.items()))
     yield "reviews", f"{tally.approvals} approved, {tally.rejections} rejected"
-    yield "tests", f"{tally.tests_written} files written, {tally.tests_run} runs"
+    yield "tests", f"{tally.tests_written} files written, {_runs(job)}"
     if tally.stale or tally.reworks:
         yield "repaired", f"{tally.stale} built on something that moved, {tally.reworks} reworks"
     if job.imported and job.imported.skipped:

@@ -12,7 +12,7 @@ from codeconvoy.orchestrator.cli.common import plain
 from codeconvoy.schemas.job_facts import JobStatus
 from codeconvoy.schemas.job_spec import Pipeline
 from codeconvoy.schemas.job_state import JobState
-from codeconvoy.schemas.tasks import EditWork
+from codeconvoy.schemas.tasks import EditWork, TestWork
 from tests.job_world import EDITS_ONLY, JobWorld, spec
 
 
@@ -101,6 +101,17 @@ def test_the_summary_says_what_became_of_it_and_how_to_look(tmp_path: Path) -> N
     assert lines[""] == "git -C '/re po' diff c0ffee..convoy/job"
     remote = dict(job_view.summary(finished("https://h/r.git").state, 0))
     assert remote["look"] == "git log --stat c0ffee..convoy/job"
+
+
+def test_the_summary_does_not_call_a_test_run_that_was_not_executed() -> None:
+    world = JobWorld(spec())
+    world.imports("a.py")
+    world.writes(world.one(EditWork))
+    world.votes()
+    world.writes(world.one(TestWork))
+    world.runs("not_executed")
+    world.publishes()
+    assert "0 runs, 1 not executed" in dict(job_view.summary(world.state, world.now))["tests"]
 
 
 def test_forks_and_their_resolutions_are_counted_apart() -> None:

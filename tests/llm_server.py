@@ -200,6 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"content-type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
         self.send_header("content-length", str(length or len(content)))
+        if self.close_connection:
+            # Said, or a client's next request races with the close.
+            self.send_header("connection", "close")
         self.end_headers()
         self.wfile.write(content)
 

@@ -9,16 +9,18 @@ log only as a whole, when no other workspace is on it.
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from codeconvoy.orchestrator.broker_admin import BrokerAdmin
 from codeconvoy.orchestrator.fleet import Fleet
-from codeconvoy.orchestrator.log_reader import LogReader, readable
+from codeconvoy.orchestrator.log_reader import LogReader
 from codeconvoy.orchestrator.orchestrator import NAME as ORCHESTRATOR
 from codeconvoy.schemas.errors import BadInput, PartitionLost
 from codeconvoy.schemas.job_facts import JobFact, JobFinished, JobSubmitted
 from codeconvoy.schemas.topics import file_key, split_file_key
 from codeconvoy.workers.detector import NAME as DETECTOR
 from codeconvoy.workers.engine.bus import TopicPartition
+from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.engine.state import RedisStore
 from codeconvoy.workers.projector import FILES, JOBS
 
@@ -55,10 +57,11 @@ async def look(fleet: Fleet, workspace: str) -> Known:
     ended: set[str] = set()
     counts: dict[str, int] = {}
     try:
-        log = LogReader(reader, fleet.codec, fleet.topics)
+        skipped = partial(skipped_points, fleet.bus, fleet.topics.dead_letters)
+        log = LogReader(reader, fleet.codec, fleet.topics, skipped=skipped)
         for number, end in (await log.ends(fleet.topics.jobs)).items():
             async for record in log.records(TopicPartition(fleet.topics.jobs, number), 0, end):
-                fact = readable(fleet.codec, record, JobFact)
+                fact = await log.value(record, JobFact)
                 if fact is not None and isinstance(fact.payload, JobSubmitted):
                     spaces.setdefault(fact.job_id, fact.payload.spec.workspace)
                 elif fact is not None and isinstance(fact.payload, JobFinished):

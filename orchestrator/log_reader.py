@@ -6,7 +6,7 @@ start, in batches, so that memory does not grow with the log.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from codeconvoy.schemas.codec import Codec
@@ -28,18 +28,33 @@ Progress = Callable[[int], None]
 """Is told how many more offsets were passed."""
 
 
+Skipped = Callable[[], Awaitable[Collection[tuple[str, int, int]]]]
+"""Answers every (topic, partition, offset) that an operator has skipped."""
+
+
 def ignore_progress(passed: int) -> None:
     """Nobody watches."""
+
+
+async def nothing_skipped() -> Collection[tuple[str, int, int]]:
+    """Nobody has skipped anything."""
+    return ()
 
 
 class LogReader:
     """Reads the two logs of a fleet."""
 
     def __init__(
-        self, reader: Reader, codec: Codec, topics: Topics, progress: Progress = ignore_progress
+        self,
+        reader: Reader,
+        codec: Codec,
+        topics: Topics,
+        progress: Progress = ignore_progress,
+        skipped: Skipped = nothing_skipped,
     ) -> None:
+        """`skipped` is asked when a record is met that this version can't read."""
         self._reader, self._codec, self.topics = reader, codec, topics
-        self._progress = progress
+        self._progress, self._skipped = progress, skipped
 
     async def ends(self, topic: str) -> Mapping[int, int]:
         """The offset after the last one, of each partition.
@@ -104,19 +119,20 @@ class LogReader:
         at = TopicPartition(topic, partition_of(key, self.topics.partitions))
         _, end = await self._reader.watermarks(at)
         async for record in self.records(at, 0, end):
-            if record.key == key and (value := readable(self._codec, record, kind)) is not None:
+            if record.key == key and (value := await self.value(record, kind)) is not None:
                 yield record, value
 
+    async def value(self, record: Record, kind: type[R]) -> R | None:
+        """What a record holds; None for what all folds pass over: garbage for every version, and what an
+        operator has skipped.
 
-def readable(codec: Codec, record: Record, kind: type[R]) -> R | None:
-    """What a record holds; None where it is garbage for every version, which all folds pass over.
-
-    Raises:
-        Undecodable: a newer version may be able to read it.
-    """
-    try:
-        return decoded(codec, record, kind)
-    except Undecodable as undecodable:
-        if undecodable.is_garbage:
-            return None
-        raise
+        Raises:
+            Undecodable: a newer version may be able to read it.
+        """
+        try:
+            return decoded(self._codec, record, kind)
+        except Undecodable as undecodable:
+            point = (record.topic, record.partition, record.offset)
+            if undecodable.is_garbage or point in await self._skipped():
+                return None
+            raise

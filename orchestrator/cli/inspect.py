@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.events import ReviewSubmitted, TestExecuted
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.paths import check_workspace, normalise
+from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.projection import Projection
 
 PANEL = "Look at the log"
@@ -380,7 +382,8 @@ async def locate(projection: Projection, workspace: str, file: str) -> tuple[str
 
 def reader_of(fleet: Fleet) -> LogReader:
     """Both logs of a fleet; the bus closes its reader."""
-    return LogReader(fleet.bus.reader(), fleet.codec, fleet.topics)
+    skipped = partial(skipped_points, fleet.bus, fleet.topics.dead_letters)
+    return LogReader(fleet.bus.reader(), fleet.codec, fleet.topics, skipped=skipped)
 
 
 def register(app: typer.Typer) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
+from codeconvoy.orchestrator import dead_letters
 from codeconvoy.orchestrator import fleet as parts
 from codeconvoy.orchestrator.submit import submit
 from codeconvoy.schemas.codec import Codec
@@ -212,7 +213,7 @@ def readers_of(fleet: Fleet) -> dict[str, set[str]]:
     }
 
 
-def letters(fleet: Fleet) -> list[dict[str, Any]]:
+def listed(fleet: Fleet) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = fleet.convoy("dlq", "list", "-o", "json").json()
     return found
 
@@ -226,14 +227,12 @@ def test_garbage_becomes_dead_letters_and_the_partitions_go_on(fleet: Fleet, rep
     expected = {(topic, str(flaw), who) for topic, whos in readers.items() for flaw in flaws for who in whos}
     expected |= {(topic, str(Flaw.TRAILING_BYTES), who) for topic in trailing for who in readers[topic]}
 
-    def all_there() -> list[dict[str, Any]] | None:
-        found = letters(fleet)
-        told = {
-            (each["letter"]["topic"], each["letter"]["reason"], each["letter"]["service"]) for each in found
-        }
-        return found if expected <= told else None
+    def all_there() -> bool:
+        told = [each.told for each in fleet.ask(dead_letters.letters).values()]
+        return expected <= {(letter.topic, letter.reason, letter.service) for letter in told}
 
-    found = until(all_there, "all dead letters")
+    until(all_there, "all dead letters")
+    found = listed(fleet)
     assert {each["key"] for each in found} == {"somebody:else"}
     for name in ("orchestrator", "projector", "detector", ROLE):
         assert fleet[name].health()[0] == 200
@@ -248,7 +247,7 @@ def test_garbage_becomes_dead_letters_and_the_partitions_go_on(fleet: Fleet, rep
     assert "no_marker" in shown.out
     assert raw.out == "not a record"
     assert f"is back on {one['letter']['topic']}" in retried.out
-    assert one["id"] not in {each["id"] for each in letters(fleet)}
+    assert one["id"] not in {each["id"] for each in listed(fleet)}
     again = fleet.convoy("dlq", "retry", one["id"])
     assert (again.status, "put back already" in again.err) == (2, True)
 
@@ -285,3 +284,6 @@ def test_an_unknown_schema_stops_its_partition_until_it_is_skipped(fleet: Fleet,
     assert ended["status"] == "succeeded", ended
     report = fleet.audit()
     assert report.clean, report.as_json()
+    # Who reads the whole log passes over it too.
+    stranger = fleet.convoy("forget", "nobody", "--yes")
+    assert (stranger.status, "holds nothing of 'nobody'" in stranger.err) == (2, True), stranger

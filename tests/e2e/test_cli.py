@@ -10,7 +10,7 @@ import pytest
 
 from codeconvoy.schemas.events import Strategy
 from tests.e2e.conftest import EDITORS
-from tests.fleets import Done, Fleet, until
+from tests.fleets import Done, Fleet
 from tests.git_repos import commit, git, repository, tree_of
 
 ACCOUNTS = '''"""Accounts."""
@@ -228,9 +228,14 @@ def test_a_conflict_waits_for_a_person_who_settles_it(fleet: Fleet, tmp_path: Pa
 
     def waiting() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = fleet.convoy("conflicts", "list", "-o", "json").good().json()
-        return [each for each in found if each["conflict_id"] and each["workspace"] == "by-hand"]
+        return [each for each in found if each["workspace"] == "by-hand"]
 
-    [conflict] = until(lambda: waiting() or None, "the conflict is there")
+    def claimed() -> bool:
+        open_ones = fleet.ask(lambda connected: connected.projection().conflicts())
+        return any(each.workspace == "by-hand" and each.claim is not None for each in open_ones)
+
+    until(claimed, "the conflict is there")
+    [conflict] = waiting()
     assert (conflict["path"], conflict["strategy"]) == ("a.py", "human")
     shown = fleet.convoy("conflicts", "show", "a.py", *here, "-o", "json").good().json()
     assert {side["role"] for side in shown["sides"]} == {"isort", "unused-imports"}

@@ -215,6 +215,7 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
         self.environment = {**inherited, **own, **(environment or {})}
         self.members: dict[str, Member] = {}
+        self._commands: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -223,6 +224,10 @@ class Fleet:
         for member in self.members.values():
             if member.runs:
                 member.kill()
+        for command in self._commands:
+            if command.poll() is None:
+                command.kill()
+                command.communicate()
         admin = AdminClient({"bootstrap.servers": self._kafka, "log_level": 2})
         topics = [name for name in admin.list_topics(timeout=10).topics if name.startswith(f"{self.prefix}.")]
         if topics:
@@ -254,8 +259,8 @@ class Fleet:
     # Commands -------------------------------------------------------------------------------------
 
     def begin(self, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
-        """A `convoy` command that runs by the side."""
-        return subprocess.Popen(
+        """A `convoy` command that runs by the side, for as long as the fleet does."""
+        command = subprocess.Popen(
             (*_CLI, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -263,6 +268,8 @@ class Fleet:
             cwd=self.directory,
             env={**self.environment, **environment},
         )
+        self._commands.append(command)
+        return command
 
     def end(self, command: "subprocess.Popen[bytes]") -> Done:
         """Wait for a command that was begun."""

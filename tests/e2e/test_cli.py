@@ -10,7 +10,7 @@ import pytest
 
 from codeconvoy.schemas.events import Strategy
 from tests.e2e.conftest import EDITORS
-from tests.fleets import Done, Fleet
+from tests.fleets import Done, Fleet, until
 from tests.git_repos import commit, git, repository, tree_of
 
 ACCOUNTS = '''"""Accounts."""

@@ -261,7 +261,7 @@ def _order(fleet: SimFleet, folded: Folded) -> Iterator[str]:
         for position, run in enumerate(runs):
             for later in runs[position + 1 :]:
                 overlap = run.end < 0 or later.start < run.end
-                over = run.process.disturbed or run.cancelled
+                over = run.process.disturbed or later.process.disturbed or run.cancelled
                 if overlap and not (over and run.process is not later.process):
                     yield f"{key}: {_shown(run)} and {_shown(later)} ran at once"
         yield from (f"{key}: {problem}" for problem in _queue_order(runs))

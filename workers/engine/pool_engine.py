@@ -103,6 +103,11 @@ class _Lane:
     blocked_until: float = 0.0
     failures: int = 0
 
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """The key is free again: also after a task that was cancelled before its first step."""
+        if self.running is task:
+            self.running = None
+
 
 class PoolEngine:
     """One consumer of one task queue, as a loop."""
@@ -164,6 +169,7 @@ class PoolEngine:
             await self._drain({assignment.at for assignment in self._assigned.values()})
         finally:
             # Whoever starts anew in this process must not meet a task that has not ended yet.
+            self._draining |= {number for number, _ in self._lanes}
             await self._cancel(list(self._lanes), None)
             await self._consumer.close()
             await self._producer.close()
@@ -268,6 +274,7 @@ class PoolEngine:
                 record, epoch = lane.waiting.popleft()
                 lane.running_epoch = epoch
                 lane.running = asyncio.create_task(self._work(key, lane, record, epoch))
+                lane.running.add_done_callback(lane.ended)
                 free -= 1
         self._metrics.in_flight.set(self._limits.slots - free)
 

@@ -34,6 +34,7 @@ from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.agent_worker import AgentWorker
 from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.detector import Detector
+from codeconvoy.workers.engine.attempts import RedisAttempts
 from codeconvoy.workers.engine.bus import Bus
 from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldEngine
 from codeconvoy.workers.engine.health import Health
@@ -185,18 +186,21 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
         declared = _role(fleet, role)
         return AgentWorker(declared, make_agent(declared, fleet.credentials), desk, fleet.codec)
 
+    group = fleet.topics.group(f"worker.{role}")
+
     def make() -> PoolEngine:
         return PoolEngine(
             handler(),
             fleet.bus,
             topic=fleet.topics.tasks(role),
-            group=fleet.topics.group(f"worker.{role}"),
+            group=group,
             instance=instance,
             codec=fleet.codec,
             dead_letters=fleet.topics.dead_letters,
             now=fleet.now,
             metrics=metrics,
             health=health,
+            attempts=RedisAttempts(fleet.redis, fleet.redis_prefix, group),
             limits=PoolLimits(slots=slots),
         )
 

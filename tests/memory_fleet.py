@@ -26,6 +26,7 @@ from codeconvoy.workers.agent_worker import AgentWorker
 from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.detector import Detector
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
+from codeconvoy.workers.engine.attempts import MemoryAttempts
 from codeconvoy.workers.engine.fold_engine import FoldEngine, FoldLimits
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.memory_bus import MemoryBus
@@ -156,7 +157,8 @@ class MemoryFleet:
             now=now_ms,
             metrics=EngineMetrics(Families(CollectorRegistry()), role),
             health=Health(time.monotonic),
-            limits=PoolLimits(poll_seconds=TURN_SECONDS),
+            attempts=MemoryAttempts(),
+            limits=PoolLimits(poll_seconds=TURN_SECONDS, beat_seconds=TURN_SECONDS),
         )
 
     async def settle(self, without: str = "") -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable
+from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable, Undecodable
 from codeconvoy.schemas.events import TYPE_OF, Event, Payload, Read, Usage
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import (
@@ -28,7 +28,7 @@ from codeconvoy.schemas.job_facts import (
 from codeconvoy.schemas.job_state import TaskStatus
 from codeconvoy.schemas.tasks import MustSee, Task
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key, partition_of
-from codeconvoy.workers.engine.bus import Outgoing, Reader, TopicPartition
+from codeconvoy.workers.engine.bus import Outgoing, Reader, Record, TopicPartition
 from codeconvoy.workers.projection import Projection, wait_passed
 from codeconvoy.workers.roles.role import Version
 
@@ -210,6 +210,14 @@ class Desk:
             retryable=retryable,
         )
         return [self._fact(task, word)]
+
+    def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
+        """The word on a task that the engine gave up; nothing where the record is no task."""
+        try:
+            task = self.codec.decode(record.value, Task)
+        except Undecodable:
+            return ()
+        return self.failed(task, reason, retryable=False)
 
     def _outgoing(self, event: Event) -> Outgoing:
         key = file_key(event.workspace, event.file_path)

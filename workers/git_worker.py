@@ -35,6 +35,10 @@ class GitWorker:
     async def close(self) -> None:
         """See `Handler`."""
 
+    def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
+        """See `Handler`."""
+        return self._desk.gave_up(record, reason)
+
     async def handle(self, record: Record) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)

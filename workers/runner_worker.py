@@ -41,6 +41,10 @@ class RunnerWorker:
         """See `Handler`."""
         await asyncio.to_thread(self._trees.cleanup)
 
+    def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
+        """See `Handler`."""
+        return self._desk.gave_up(record, reason)
+
     async def handle(self, record: Record) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)

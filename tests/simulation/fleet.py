@@ -27,6 +27,7 @@ from codeconvoy.workers.agent_worker import AgentWorker
 from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.detector import NAME as DETECTOR
 from codeconvoy.workers.detector import Detector
+from codeconvoy.workers.engine.attempts import MemoryAttempts
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldEngine, FoldLimits
 from codeconvoy.workers.engine.health import Health
@@ -108,6 +109,7 @@ class SimFleet:
     stores: Mapping[str, MemoryStore] = field(init=False)
     roles: Mapping[str, Role] = field(init=False)
     slots: list[Slot] = field(default_factory=list)
+    attempts: dict[str, MemoryAttempts] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     branches: Branches = field(default_factory=Branches)
     problems: list[str] = field(default_factory=list)
@@ -250,11 +252,13 @@ class SimFleet:
             now=self.now,
             metrics=EngineMetrics(Families(CollectorRegistry()), process.kind),
             health=Health(self.loop.time),
+            attempts=self.attempts.setdefault(process.kind, MemoryAttempts()),
             limits=PoolLimits(
                 slots=self.random.choice((1, 4)),
                 look_ahead=self.random.choice((2, 400)),
                 poll_seconds=0.2,
                 drain_seconds=self.random.choice((0.5, 5.0)),
+                deaths=1_000,
             ),
         )
 
@@ -320,6 +324,9 @@ class RecordingHandler:
         finally:
             fleet.ticks += 1
             run.end = fleet.ticks
+
+    def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
+        return self._inner.gave_up(record, reason)
 
     async def _unless_cancelled(
         self, run: Run, work: "asyncio.Future[Sequence[Outgoing]]"

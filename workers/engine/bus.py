@@ -101,6 +101,11 @@ class Consumer(Protocol):
         """For each assigned partition the next offset to be read: past transaction markers too."""
         ...
 
+    async def lag(self) -> Mapping[TopicPartition, int]:
+        """For each assigned partition about how many records are left to be read, markers counted
+        as records: a figure to look at, from what the client last heard of the partition's end."""
+        ...
+
     async def group_token(self) -> GroupToken:
         """The group metadata as it is now. Never reuse one for a later transaction.
 

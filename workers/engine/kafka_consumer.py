@@ -121,6 +121,10 @@ class KafkaConsumer:
         """See `Consumer.positions`."""
         return await self._owner.run(self._positions)
 
+    async def lag(self) -> Mapping[TopicPartition, int]:
+        """See `Consumer.lag`."""
+        return await self._owner.run(self._lag)
+
     async def group_token(self) -> GroupToken:
         """See `Consumer.group_token`."""
         metadata = await self._owner.run(self._consumer.consumer_group_metadata)
@@ -204,6 +208,13 @@ class KafkaConsumer:
         for record in reversed(self._held):
             result[record.at] = record.offset
         return result
+
+    def _lag(self) -> dict[TopicPartition, int]:
+        lag = {}
+        for at, position in self._positions().items():
+            _, high = self._consumer.get_watermark_offsets(as_kafka(at), cached=True)
+            lag[at] = max(0, high - position)
+        return lag
 
     def _seek(self, partition: TopicPartition, offset: int) -> None:
         if partition not in self._starts:

@@ -91,6 +91,11 @@ class MemoryConsumer:
             _, self._positions[at] = self._process.broker.log(at).read(offset, 0, now())
         return dict(self._positions)
 
+    async def lag(self) -> Mapping[TopicPartition, int]:
+        """See `Consumer.lag`."""
+        broker = self._process.broker
+        return {at: len(broker.log(at).entries) - offset for at, offset in self._positions.items()}
+
     async def group_token(self) -> GroupToken:
         """See `Consumer.group_token`."""
         await self._point("group_token")

@@ -1,39 +1,43 @@
 """Reads one topic, writes what its handler answers: the pool engine, for slow and costly work.
 
-Every role worker is this loop around a handler. Tasks of one key run one after the other, tasks
-of different keys side by side. In each turn:
+Every role worker is this around a handler. Tasks of one key run one after the other, tasks of
+different keys side by side. Reading and committing go on side by side:
 
-    1. poll: records go to the queue of their key
-    2. start: each key that is free takes its next task, while there are slots
-    3. collect: results of tasks that have ended
-    4. one Kafka transaction: all outputs, and the offsets that are done now
+    1. poll: records go to the lane of their key             ┐ the loop
+    2. start: each lane that is free takes its next task     ┘
+    3. a task ends: its result is kept, its lane goes on
+    4. commit: results, outputs and offsets in one Kafka transaction, once a beat (see `results`)
 
-The model call is outside of any transaction. A result whose partition was taken away meanwhile
-is dropped: the partition's new owner does the task. What is done out of order is in the commit's
-metadata (see `offsets`), so that a crash repeats only what was in flight.
+The model call is outside of any transaction. A result whose partition was taken away meanwhile is
+dropped: the partition's new owner does the task. What is done out of order is in the commit's
+metadata (see `offsets`), so that a crash repeats only what was in flight; what kills its process is
+found and given up (see `attempts`).
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import Aborted, BusError, Unavailable, Undecodable
+from codeconvoy.schemas.errors import BusError, TooLarge, Unavailable, Undecodable
 from codeconvoy.workers.engine import offsets as offset_map
-from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Producer, Record, TopicPartition
+from codeconvoy.workers.engine.attempts import Attempts
+from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import dead_letter, letter_of, skipped_points
 from codeconvoy.workers.engine.health import Health
+from codeconvoy.workers.engine.lanes import Assignment, Job, Lane, Lanes
+from codeconvoy.workers.engine.limits import check_limits
 from codeconvoy.workers.engine.metrics import EngineMetrics
 from codeconvoy.workers.engine.offsets import Offsets
+from codeconvoy.workers.engine.results import Result, Results
 from codeconvoy.workers.engine.starts import readable
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[int, str]
-"""Partition and record key."""
 AWAY = (Unavailable, BusError)
 """What a handler raises where something that every task needs is away: no fault of the task."""
 
@@ -51,6 +55,11 @@ class Handler(Protocol):
         """
         ...
 
+    def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
+        """What is to be written, beside its dead letter, about a task that the engine gives up, so
+        that whoever waits for it knows. Raises nothing, whatever the record is."""
+        ...
+
     async def close(self) -> None:
         """Give up whatever the handler holds."""
         ...
@@ -62,55 +71,29 @@ class PoolLimits:
 
     slots: int = 4
     """Tasks in flight at once."""
-    look_ahead: int = 400
-    """Tasks read and not begun, before reading pauses."""
+    look_ahead: int = 1_000
+    """Records of a partition read and not committed, before reading it pauses."""
+    batch: int = 500
+    """Records that one poll may bring."""
+    backlog: int = 2_000
+    """Results not committed yet, before reading waits for them."""
     poll_seconds: float = 0.05
-    """Also the beat of the group commit."""
     idle_poll_seconds: float = 0.5
     """How long a poll waits where nothing is in hand."""
+    beat_seconds: float = 0.05
+    """Between the beginnings of two group commits."""
     drain_seconds: float = 5.0
     """How long tasks in flight may take to end when their partition is taken away, or at the end."""
+    deaths: int = 3
+    """Processes that may die of a task, while it runs alone, before it is given up."""
     retry_seconds: float = 2.0
     retry_limit_seconds: float = 30.0
-    transaction_attempts: int = 5
-    skip_check_seconds: float = 2.0
-
-
-@dataclass(slots=True)
-class _Assignment:
-    """One partition, from its assignment to its revocation."""
-
-    at: TopicPartition
-    epoch: int
-    offsets: Offsets
-    stopped_at: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    record: Record
-    epoch: int
-    outputs: Sequence[Outgoing]
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One key: its waiting records and the one in flight."""
-
-    waiting: deque[tuple[Record, int]] = field(default_factory=deque)
-    running: asyncio.Task[None] | None = None
-    running_epoch: int = 0
-    blocked_until: float = 0.0
-    failures: int = 0
-
-    def ended(self, task: asyncio.Task[None]) -> None:
-        """The key is free again: also after a task that was cancelled before its first step."""
-        if self.running is task:
-            self.running = None
+    look_seconds: float = 2.0
+    """Between two looks at what changes slowly: lag, markers, skips."""
 
 
 class PoolEngine:
-    """One consumer of one task queue, as a loop."""
+    """One consumer of one task queue."""
 
     def __init__(
         self,
@@ -125,23 +108,19 @@ class PoolEngine:
         now: Callable[[], int],
         metrics: EngineMetrics,
         health: Health,
+        attempts: Attempts,
         limits: PoolLimits | None = None,
     ) -> None:
         self._handler, self._bus, self._codec = handler, bus, codec
         self._topic, self._group, self._instance = topic, group, instance
         self._dead_letters, self._now = dead_letters, now
-        self._metrics, self._health = metrics, health
+        self._metrics, self._health, self._attempts = metrics, health, attempts
         self._limits = limits or PoolLimits()
-        self._assigned: dict[int, _Assignment] = {}
-        self._lanes: dict[Key, _Lane] = {}
-        self._results: list[_Result] = []
-        self._epoch = 0
-        self._draining: set[int] = set()
-        """Partitions that are being taken away: nothing of theirs is begun any more."""
-        self._paused = False
-        self._dirty: set[int] = set()
-        self._producer: Producer | None = None
-        self._consumer: Consumer | None = None
+        self._assigned: dict[int, Assignment] = {}
+        self._lanes = Lanes(self._limits.slots)
+        self._results = Results(
+            self._assigned, group, attempts, metrics, self._letter_of_result, self._limits.beat_seconds
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Turn until told to stop; then drain, commit, and leave the group.
@@ -149,31 +128,45 @@ class PoolEngine:
         Raises:
             BusError: the process must start anew.
         """
-        self._producer = await self._bus.producer(f"{self._group}.{self._instance}")
-        self._consumer = self._bus.consumer(self._group, [self._topic], self, self._instance)
-        clock = asyncio.get_running_loop().time
-        last_skip_check = 0.0
-        try:
-            while not stop.is_set():
-                in_hand = self._lanes or self._results or self._dirty
-                patience = self._limits.poll_seconds if in_hand else self._limits.idle_poll_seconds
-                records = await self._consumer.poll(self._room(), patience)
-                self._take_in(records)
-                self._start(clock())
-                ended = await self._commit()
-                await self._hold_back()
-                if clock() - last_skip_check >= self._limits.skip_check_seconds:
-                    last_skip_check = clock()
-                    await self._try_skips()
-                self._tell_health(progressed=bool(records) or ended > 0)
-            await self._drain({assignment.at for assignment in self._assigned.values()})
-        finally:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._handler.close)
+            producer = await self._bus.producer(f"{self._group}.{self._instance}")
+            stack.push_async_callback(producer.close)
+            consumer = self._bus.consumer(self._group, [self._topic], self, self._instance)
+            stack.push_async_callback(consumer.close)
+            self._results.open(producer, consumer)
+            committer = asyncio.create_task(self._results.commit_on_beat())
             # Whoever starts anew in this process must not meet a task that has not ended yet.
-            self._draining |= {number for number, _ in self._lanes}
-            await self._cancel(list(self._lanes), None)
-            await self._consumer.close()
-            await self._producer.close()
-            await self._handler.close()
+            stack.push_async_callback(self._leave, (), None)
+            stack.push_async_callback(self._results.stop, committer)
+            await self._turn(stop, consumer, committer)
+            await self._drain(list(self._assigned))
+
+    async def _turn(self, stop: asyncio.Event, consumer: Consumer, committer: asyncio.Task[None]) -> None:
+        looked_at = 0.0
+        clock = asyncio.get_running_loop().time
+        while not stop.is_set():
+            if committer.done():
+                committer.result()
+            records = await consumer.poll(self._limits.batch, self._patience(clock()))
+            self._take_in(records)
+            self._lanes.unblock(clock())
+            self._start()
+            if len(self._results) >= self._limits.backlog:
+                await self._results.commit()
+            await self._hold_back(consumer)
+            if clock() - looked_at >= self._limits.look_seconds:
+                looked_at = clock()
+                await self._look_around(consumer)
+            self._tell(progressed=bool(records))
+
+    def _patience(self, now: float) -> float:
+        """How long the next poll may wait for a record."""
+        if not len(self._lanes) and not len(self._results):
+            return self._limits.idle_poll_seconds
+        unblocks_at = self._lanes.unblocks_at
+        until = self._limits.poll_seconds if unblocks_at is None else max(0.0, unblocks_at - now)
+        return min(until, self._limits.poll_seconds)
 
     # The rebalance listener -------------------------------------------------------------------
 
@@ -181,58 +174,53 @@ class PoolEngine:
         self, committed: Mapping[TopicPartition, Committed | None]
     ) -> Mapping[TopicPartition, int]:
         """Start at what the group has committed; what is done above it is skipped."""
-        self._epoch += 1
         wanted = {at: found.offset if found else 0 for at, found in committed.items()}
         starts = await readable(self._bus, wanted)
         for at, found in committed.items():
             start = starts[at]
             done = offset_map.decode(start, found.metadata) if found else set()
-            self._assigned[at.partition] = _Assignment(at, self._epoch, Offsets(start, done, start))
+            self._assigned[at.partition] = Assignment(at, Offsets(start, start, done))
         self._metrics.rebalances.inc()
         return starts
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Let what is in flight end, within a deadline, and commit it; cancel the rest."""
-        await self._drain(set(partitions))
+        numbers = [at.partition for at in partitions]
+        await self._drain(numbers)
+        cancelled = [lane.running for lane in self._lanes.in_flight(numbers)]
         await self.lost(partitions)
+        # Ended on purpose: its new owner need not suspect it.
+        await self._results.strike_out([job.at for job in cancelled if job is not None])
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Drop everything about these partitions; their new owner does it."""
-        gone = {at.partition for at in partitions}
-        for number in gone:
-            self._assigned.pop(number, None)
+        numbers = [at.partition for at in partitions]
         for at in partitions:
+            assignment = self._assigned.pop(at.partition, None)
+            if assignment is not None:
+                assignment.is_ending = True
             self._health.stopped.pop(at, None)
         self._count_stopped()
-        keys = [key for key in self._lanes if key[0] in gone]
-        for key in keys:
-            self._lanes[key].waiting.clear()
-        await self._cancel(keys, self._limits.drain_seconds)
-        self._results = [result for result in self._results if result.record.partition not in gone]
-        self._dirty -= gone
-        self._draining -= gone
+        await self._leave(numbers, self._limits.drain_seconds)
         self._metrics.rebalances.inc()
 
-    async def _drain(self, partitions: set[TopicPartition]) -> None:
-        """Wait for the tasks in flight of these partitions, and commit what has ended."""
-        numbers = {at.partition for at in partitions}
-        self._draining |= numbers
-        running = [
-            lane.running
-            for key, lane in self._lanes.items()
-            if key[0] in numbers and lane.running is not None
-        ]
+    async def _drain(self, partitions: Sequence[int]) -> None:
+        """Begin nothing more of these partitions, wait for what is in flight, commit what has ended."""
+        for number in partitions:
+            if assignment := self._assigned.get(number):
+                assignment.is_ending = True
+        self._lanes.clear(partitions)
+        running = [lane.task for lane in self._lanes.in_flight(partitions) if lane.task is not None]
         if running:
             await asyncio.wait(running, timeout=self._limits.drain_seconds)
-        await self._commit()
+        await self._results.commit_all()
 
-    async def _cancel(self, keys: Sequence[Key], seconds: float | None) -> None:
-        """Cancel the tasks of these keys, and wait so long for their end (None: until it). A lane
-        stays until its task has really ended, so that a partition that comes back does not run a
-        key twice at once."""
-        running = [
-            lane.running for key in keys if (lane := self._lanes.get(key)) and lane.running is not None
-        ]
+    async def _leave(self, partitions: Sequence[int], seconds: float | None) -> None:
+        """Cancel the tasks of these partitions, and wait so long for their end. Without seconds:
+        those of all partitions, and until their end."""
+        self._lanes.clear(partitions if seconds is not None else list(self._assigned))
+        lanes = self._lanes.in_flight(partitions if seconds is not None else None)
+        running = [lane.task for lane in lanes if lane.task is not None]
         for task in running:
             task.cancel()
         if running:
@@ -240,162 +228,161 @@ class PoolEngine:
 
     # One turn ---------------------------------------------------------------------------------
 
-    def _waiting(self) -> int:
-        return sum(len(lane.waiting) for lane in self._lanes.values())
-
-    def _room(self) -> int:
-        return max(1, self._limits.look_ahead - self._waiting())
-
     def _take_in(self, records: Sequence[Record]) -> None:
         """Step 1: queue the records under their keys."""
         for record in records:
             assignment = self._assigned.get(record.partition)
-            if assignment is None or assignment.stopped_at is not None:
+            if assignment is None or assignment.is_ending or assignment.stopped_at is not None:
                 continue
-            if not assignment.offsets.begin(record.offset):
-                self._dirty.add(record.partition)
-                continue
-            lane = self._lanes.setdefault((record.partition, record.key), _Lane())
-            lane.waiting.append((record, assignment.epoch))
-        self._metrics.queued.set(self._waiting())
+            if assignment.offsets.begin(record.offset):
+                self._lanes.add(Job(record, assignment))
+            else:
+                self._metrics.duplicates.inc()
+                self._results.touch(record.partition)
 
-    def _start(self, time: float) -> None:
-        """Step 2: every free key takes its next task, while there are slots."""
-        free = self._limits.slots - sum(lane.running is not None for lane in self._lanes.values())
-        for key, lane in list(self._lanes.items()):
-            if lane.running is None and not lane.waiting:
-                del self._lanes[key]
-            elif (
-                free > 0
-                and lane.running is None
-                and lane.blocked_until <= time
-                and key[0] not in self._draining
-            ):
-                record, epoch = lane.waiting.popleft()
-                lane.running_epoch = epoch
-                lane.running = asyncio.create_task(self._work(key, lane, record, epoch))
-                lane.running.add_done_callback(lane.ended)
-                free -= 1
-        self._metrics.in_flight.set(self._limits.slots - free)
+    def _start(self) -> None:
+        """Step 2: every free lane takes its next task, while there are slots."""
+        while (lane := self._lanes.next()) is not None:
+            lane.task = asyncio.create_task(self._work(lane))
+            lane.task.add_done_callback(partial(self._lanes.ended, lane))
 
-    async def _work(self, key: Key, lane: _Lane, record: Record, epoch: int) -> None:
-        """One task, to its result, a retry later, or a dead letter."""
+    async def _work(self, lane: Lane) -> None:
+        """Step 3: one task, to its result, a retry later, or a dead letter."""
+        job, task = lane.running, lane.task
+        assert job is not None and task is not None, "begun by _start"
+        try:
+            if not await self._note_start(lane, job):
+                return
+            outputs = await self._outputs(job)
+        except AWAY as away:
+            if job.assignment.is_ending:
+                return  # its new owner does it
+            self._try_later(lane, job, away)
+            return
+        except Undecodable as undecodable:
+            self._stop(job, undecodable)
+            return
+        finally:
+            # The slot is free now: what waits for it need not wait for the turn of the loop.
+            self._lanes.ended(lane, task)
+            self._start()
+        self._results.add(Result(job, outputs))
+
+    async def _note_start(self, lane: Lane, job: Job) -> bool:
+        """Count the task before it starts; False where it is not to be begun now, or not at all."""
+        if job.attempt.is_suspect:
+            alone = job.attempt.at_once(self._limits.slots) == 1
+            job.attempt = job.attempt.begun(alone=alone)
+            await self._attempts.begin_again(job.at, job.attempt)
+            return True
+        if job.is_noted:
+            return True
+        job.is_noted = True
+        found = await self._attempts.begin(job.at, job.attempt.begun(alone=self._limits.slots == 1))
+        if found is None:
+            return True
+        held = found.after_crash()
+        if held.deaths >= self._limits.deaths:
+            reason = f"its process died {held.deaths} times while it ran alone"
+            self._results.add(Result(job, self._given_up(job, "poison", reason, held.deaths)))
+        else:
+            logger.warning("offset %s of %s ran when a process died: it runs apart", job.at, self._topic)
+            self._lanes.suspect(lane, held)
+        return False
+
+    async def _outputs(self, job: Job) -> Sequence[Outgoing]:
+        """What comes of a task; a dead letter where nothing can."""
+        record = job.record
         try:
             with self._metrics.task_seconds.time():
                 outputs = await self._handler.handle(record)
-        except AWAY as away:
-            if not self._is_current(record, epoch):
-                return  # its partition was taken away meanwhile: the new owner does it
-            lane.failures += 1
-            delay = min(
-                self._limits.retry_seconds * 2 ** (lane.failures - 1), self._limits.retry_limit_seconds
-            )
-            lane.blocked_until = asyncio.get_running_loop().time() + delay
-            lane.waiting.appendleft((record, epoch))
-            logger.warning("a task waits %.0f s: %s", delay, away)
-            return
+            check_limits(outputs, None)
+        except AWAY:
+            raise
         except Undecodable as undecodable:
             if not undecodable.is_garbage:
-                self._stop(record, undecodable)
-                return
-            outputs = [
-                letter_of(self._codec, self._dead_letters, record, undecodable, self._group, self._now())
-            ]
+                raise
             self._metrics.dead_letters.inc()
+            return [letter_of(self._codec, self._dead_letters, record, undecodable, self._group, self._now())]
+        except TooLarge as too_large:
+            return self._given_up(job, "too_large", str(too_large), 1)
         except Exception as error:
             # A handler's bug must not hold its partition: the record is kept as a dead letter.
             logger.exception("a task failed in an unforeseen way")
-            detail = f"{type(error).__name__}: {error}"
-            outputs = [
-                dead_letter(
-                    self._codec, self._dead_letters, record, "poison", detail, 1, self._group, self._now()
-                )
-            ]
-            self._metrics.dead_letters.inc()
-        finally:
-            lane.running = None
-        lane.failures = 0
-        lane.blocked_until = 0.0
-        self._results.append(_Result(record, epoch, outputs))
-        # The slot is free now: what waits for it need not wait for the turn of the loop.
-        self._start(asyncio.get_running_loop().time())
+            return self._given_up(job, "poison", f"{type(error).__name__}: {error}", 1)
+        return outputs
 
-    async def _commit(self) -> int:
-        """Steps 3 and 4: write what has ended, unless its partition was taken away meanwhile."""
-        results, self._results = self._results, []
-        current = [result for result in results if self._is_current(result.record, result.epoch)]
-        if not current and not self._dirty:
-            return 0
-        for result in current:
-            self._assigned[result.record.partition].offsets.finish(result.record.offset)
-            self._dirty.add(result.record.partition)
-        outputs = [output for result in current for output in result.outputs]
-        offsets: dict[TopicPartition, Committed] = {}
-        for number in self._dirty & self._assigned.keys():
-            assignment = self._assigned[number]
-            offsets[assignment.at] = Committed(*assignment.offsets.commit())
-        await self._transaction(outputs, offsets)
-        self._dirty.clear()
-        self._metrics.records.inc(len(current))
-        return len(current)
-
-    def _is_current(self, record: Record, epoch: int) -> bool:
-        assignment = self._assigned.get(record.partition)
-        return assignment is not None and assignment.epoch == epoch
-
-    async def _transaction(
-        self, outputs: Sequence[Outgoing], offsets: Mapping[TopicPartition, Committed]
-    ) -> None:
-        assert self._producer is not None and self._consumer is not None, "runs only"
-        for attempt in range(self._limits.transaction_attempts):
-            try:
-                token = await self._consumer.group_token()
-                await self._producer.transaction(outputs, offsets, self._group, token)
-            except Aborted:
-                self._metrics.aborts.inc()
-                if attempt + 1 == self._limits.transaction_attempts:
-                    raise
-            else:
-                self._metrics.transactions.inc()
-                self._metrics.outputs.inc(len(outputs))
-                return
-
-    async def _hold_back(self) -> None:
-        """Stop reading while too much is queued, or a commit map would grow too long."""
-        assert self._consumer is not None, "runs only"
-        crowded = self._waiting() >= self._limits.look_ahead or not all(
-            assignment.offsets.has_room(assignment.offsets.skipped_to)
-            for assignment in self._assigned.values()
+    def _given_up(self, job: Job, reason: str, detail: str, attempts: int) -> Sequence[Outgoing]:
+        self._metrics.dead_letters.inc()
+        letter = dead_letter(
+            self._codec, self._dead_letters, job.record, reason, detail, attempts, self._group, self._now()
         )
-        partitions = [a.at for a in self._assigned.values() if a.stopped_at is None]
-        if crowded and not self._paused:
-            await self._consumer.pause(partitions)
-            self._paused = True
-        elif self._paused and not crowded and self._waiting() <= self._limits.look_ahead // 2:
-            await self._consumer.resume(partitions)
-            self._paused = False
+        return [letter, *self._handler.gave_up(job.record, detail)]
 
-    def _tell_health(self, *, progressed: bool) -> None:
-        busy = bool(self._lanes)
-        working = any(lane.running is not None for lane in self._lanes.values())
+    def _letter_of_result(self, result: Result, reason: str) -> Result:
+        """What is written in the place of outputs that the broker refuses."""
+        return Result(result.job, self._given_up(result.job, "refused", reason, 1))
+
+    def _try_later(self, lane: Lane, job: Job, why: Exception) -> None:
+        delay = min(self._limits.retry_seconds * 2**job.retries, self._limits.retry_limit_seconds)
+        job.retries += 1
+        self._lanes.again(lane, asyncio.get_running_loop().time() + delay)
+        logger.warning("a task waits %.0f s: %s", delay, why)
+
+    async def _hold_back(self, consumer: Consumer) -> None:
+        """Read no more of a partition while too much of it is in hand; rarely, for it costs."""
+        pause: list[TopicPartition] = []
+        resume: list[TopicPartition] = []
+        for assignment in self._assigned.values():
+            ahead = assignment.offsets.in_hand
+            if assignment.is_paused:
+                if ahead <= self._limits.look_ahead // 2 and not assignment.offsets.is_stretched:
+                    resume.append(assignment.at)
+                    assignment.is_paused = False
+            elif ahead >= self._limits.look_ahead or assignment.offsets.is_stretched:
+                pause.append(assignment.at)
+                assignment.is_paused = True
+        if pause:
+            await consumer.pause(pause)
+        if resume:
+            await consumer.resume(resume)
+
+    async def _look_around(self, consumer: Consumer) -> None:
+        """What changes slowly: lag, transaction markers at the end, records that were skipped."""
+        self._metrics.lag.set(sum((await consumer.lag()).values()))
+        for at, position in (await consumer.positions()).items():
+            assignment = self._assigned.get(at.partition)
+            if assignment and not assignment.offsets.open and position > assignment.offsets.read_to:
+                assignment.offsets.read_to = position
+                self._results.touch(at.partition)
+        await self._try_skips(consumer)
+
+    def _tell(self, *, progressed: bool) -> None:
+        lanes, metrics = self._lanes, self._metrics
+        metrics.in_flight.set(lanes.running)
+        metrics.queued.set(lanes.waiting)
+        metrics.blocked.set(lanes.blocked)
+        metrics.look_ahead.set(sum(one.offsets.in_hand for one in self._assigned.values()))
         # A model may take minutes: a task in flight has a deadline of its own.
-        self._health.turned(progressed=progressed or working, behind=busy)
+        self._health.turned(progressed=progressed or lanes.running > 0, behind=len(lanes) > 0)
 
     # Partitions that can't go on ----------------------------------------------------------------
 
-    def _stop(self, record: Record, undecodable: Undecodable) -> None:
-        assignment = self._assigned.get(record.partition)
-        if assignment is None:
+    def _stop(self, job: Job, undecodable: Undecodable) -> None:
+        """Stop visibly: whoever upgrades can read the record, and nothing behind it is lost."""
+        assignment, record = job.assignment, job.record
+        if assignment.is_ending:
             return
-        assignment.stopped_at = record.offset
-        for key, lane in self._lanes.items():
-            if key[0] == record.partition:
-                for waiting, _ in lane.waiting:
-                    assignment.offsets.open.discard(waiting.offset)
-                lane.waiting.clear()
+        at = record.offset
+        if assignment.stopped_at is not None:
+            assignment.offsets.drop(max(at, assignment.stopped_at))
+            at = min(at, assignment.stopped_at)
+        assignment.stopped_at = at
+        for waiting in self._lanes.clear([record.partition], above=at):
+            assignment.offsets.drop(waiting.record.offset)
         reason = (
-            f"offset {record.offset}: {undecodable}. Upgrade codeconvoy, or skip it everywhere with "
-            f"`convoy dlq skip {record.topic} {record.partition} {record.offset}`"
+            f"offset {at}: {undecodable}. Upgrade codeconvoy, or skip it everywhere with "
+            f"`convoy dlq skip {record.topic} {record.partition} {at}`"
         )
         self._health.stopped[assignment.at] = reason
         self._count_stopped()
@@ -404,21 +391,19 @@ class PoolEngine:
     def _count_stopped(self) -> None:
         self._metrics.stopped.set(sum(each.stopped_at is not None for each in self._assigned.values()))
 
-    async def _try_skips(self) -> None:
+    async def _try_skips(self, consumer: Consumer) -> None:
         """Go on behind records that an operator has skipped."""
-        stopped = [a for a in self._assigned.values() if a.stopped_at is not None]
+        stopped = [each for each in self._assigned.values() if each.stopped_at is not None]
         if not stopped:
             return
-        assert self._consumer is not None, "runs only"
         skipped = await skipped_points(self._bus, self._dead_letters)
         for assignment in stopped:
-            at = assignment.stopped_at
-            if at is None or (self._topic, assignment.at.partition, at) not in skipped:
+            at, offset = assignment.at, assignment.stopped_at
+            if offset is None or (self._topic, at.partition, offset) not in skipped:
                 continue
             assignment.stopped_at = None
-            self._health.stopped.pop(assignment.at, None)
+            self._health.stopped.pop(at, None)
             self._count_stopped()
-            assignment.offsets.finish(at)
-            assignment.offsets.skipped_to = at + 1
-            self._dirty.add(assignment.at.partition)
-            await self._consumer.seek(assignment.at, at + 1)
+            assignment.offsets.read_again(offset)
+            self._results.touch(at.partition)
+            await consumer.seek(at, offset + 1)

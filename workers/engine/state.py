@@ -77,7 +77,7 @@ class StateStore(Protocol):
 
 
 @contextmanager
-def _reached() -> Iterator[None]:
+def reached() -> Iterator[None]:
     """Whatever Redis can't do now it may do later: a task that needs it waits, and is not given up."""
     try:
         yield
@@ -106,14 +106,14 @@ class RedisStore:
     async def take(self, partition: int, owner: str) -> int:
         """See `StateStore`."""
         key = self.key(partition)
-        with _reached():
+        with reached():
             await self._redis.hset(key, OWNER, owner)
             offset = await self._redis.hget(key, OFFSET)
         return int(offset or 0)
 
     async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
         """See `StateStore`."""
-        with _reached():
+        with reached():
             found = await self._redis.hmget(self.key(partition), [OFFSET, OWNER, *fields])
         values = cast("list[bytes | None]", found)
         return Loaded(int(values[0] or 0), (values[1] or b"").decode(), tuple(values[2:]))
@@ -125,7 +125,7 @@ class RedisStore:
         sets = [item for name, value in changes.items() if value is not None for item in (name, value)]
         deletes = [name for name, value in changes.items() if value is None]
         args = [str(expected), owner, str(offset), len(sets) // 2, *sets, *deletes]
-        with _reached():
+        with reached():
             found = await self._commit(keys=[self.key(partition)], args=args)
         if found:
             raise PartitionLost(
@@ -138,7 +138,7 @@ class RedisStore:
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
         fields = self._redis.hscan_iter(self.key(partition), match=pattern, count=1000)
         while True:
-            with _reached():
+            with reached():
                 field = await anext(fields, None)
             if field is None:
                 return
@@ -146,20 +146,20 @@ class RedisStore:
 
     async def snapshot(self, partition: int) -> Mapping[str, bytes]:
         """All fields of a partition but its owner, as of one moment."""
-        with _reached():
+        with reached():
             found = await self._redis.hgetall(self.key(partition))
         fields = cast("dict[bytes, bytes]", found)
         return {name.decode(): value for name, value in fields.items() if name != OWNER.encode()}
 
     async def drop(self, partition: int) -> None:
         """Forget the partition's states."""
-        with _reached():
+        with reached():
             await self._redis.delete(self.key(partition))
 
     async def switch(self, partition: int) -> int | None:
         """Put the shadow in the place of the hash if both stand at the same M; else the M to reach."""
         keys = [self.key(partition), self.key(partition, shadow=True)]
-        with _reached():
+        with reached():
             answer = await self._switch(keys=keys, args=[])
         return int(answer) if answer else None
 

@@ -1,0 +1,236 @@
+"""Reads what tasks have brought, writes it with its offsets in Kafka transactions: the group commit.
+
+Results wait for the next beat and go together. When a group is aborted its results stay here, and
+go again by halves, without a second model call: an output that the broker refuses does not hold the
+others, and is replaced by a dead letter. Where not even offsets go through it is the broker's
+trouble, or a rebalance that the next poll tells of; then all simply go again.
+
+Nothing is awaited between looking at who owns what and handing over the transaction, and the group
+metadata is older than that look: a partition that is taken away later makes the metadata stale, and
+the broker refuses it.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from codeconvoy.schemas.errors import Aborted, BusError, Fenced, Unavailable
+from codeconvoy.workers.engine.attempts import Attempts
+from codeconvoy.workers.engine.bus import Consumer, GroupToken, Outgoing, Producer, TopicPartition
+from codeconvoy.workers.engine.lanes import Assignment, Job, Key
+from codeconvoy.workers.engine.metrics import EngineMetrics
+
+logger = logging.getLogger(__name__)
+
+TRIES = 10
+"""Passes without a single commit before the engine starts anew: some 15 seconds."""
+LONGEST_PAUSE = 2.0
+STRIKES = 3
+"""Times that a result is refused, while others are taken, before it is given up."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What came of one task."""
+
+    job: Job
+    outputs: Sequence[Outgoing]
+
+    @property
+    def key(self) -> Key:
+        """Its lane."""
+        return self.job.record.partition, self.job.record.key
+
+
+class Results:
+    """Results that are not committed yet."""
+
+    def __init__(
+        self,
+        assigned: Mapping[int, Assignment],
+        group: str,
+        attempts: Attempts,
+        metrics: EngineMetrics,
+        give_up: Callable[[Result, str], Result],
+        beat_seconds: float,
+    ) -> None:
+        self._assigned, self._group, self._attempts = assigned, group, attempts
+        self._metrics, self._give_up, self._beat = metrics, give_up, beat_seconds
+        self._waiting: list[Result] = []
+        self._touched: set[int] = set()
+        """Partitions whose offset moves, maybe without a result."""
+        self._strikes: dict[tuple[int, int], int] = {}
+        self._failures = 0
+        """Passes in a row in which nothing could be committed."""
+        self._is_over = False
+        self._turn = asyncio.Lock()
+        self._something = asyncio.Event()
+        self._producer: Producer | None = None
+        self._consumer: Consumer | None = None
+
+    def open(self, producer: Producer, consumer: Consumer) -> None:
+        """Begin to commit with these."""
+        self._producer, self._consumer = producer, consumer
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, result: Result) -> None:
+        """A task has ended."""
+        self._waiting.append(result)
+        self._something.set()
+
+    def touch(self, partition: int) -> None:
+        """The partition's offset has moved without a result."""
+        self._touched.add(partition)
+        self._something.set()
+
+    async def commit_on_beat(self) -> None:
+        """Commit what has come, at most once a beat, until cancelled.
+
+        Raises:
+            BusError: nothing can be committed any more.
+        """
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            began = clock()
+            await self.commit()
+            pause = min(self._beat * 2**self._failures, LONGEST_PAUSE)
+            await asyncio.sleep(max(0.0, began + pause - clock()))
+
+    async def commit_all(self) -> None:
+        """Commit what there is, now or never: as a partition leaves. What can't be is done anew by
+        its next owner."""
+        for _ in range(STRIKES + 1):
+            await self.commit()
+            if not self._waiting:
+                return
+
+    async def commit(self) -> None:
+        """One pass over what has come.
+
+        Raises:
+            BusError: this process has to start anew.
+        """
+        async with self._turn:
+            self._waiting = [one for one in self._waiting if self._is_current(one)]
+            self._touched &= self._assigned.keys()
+            if self._is_over or not (self._waiting or self._touched):
+                return
+            with self._metrics.commit_seconds.time():
+                committed = await self._pass()
+            self._failures = 0 if committed else self._failures + 1
+            if self._failures >= TRIES:
+                raise BusError(f"nothing could be committed in {TRIES} tries")
+            if self._waiting:
+                self._something.set()
+
+    async def stop(self, committer: "asyncio.Task[None]") -> None:
+        """End the committer, but not in the middle of a transaction: whether its results are still to
+        be written would be unknown."""
+        async with self._turn:
+            committer.cancel()
+        await asyncio.wait([committer])
+
+    async def strike_out(self, done: Sequence[tuple[int, int]]) -> None:
+        """Forget the starts of these. Where that can't be done, they run apart once for nothing."""
+        try:
+            await self._attempts.strike_out(done)
+        except Unavailable as away:
+            logger.warning("%s tasks stay noted as begun: %s", len(done), away)
+
+    def _is_current(self, result: Result) -> bool:
+        return self._assigned.get(result.job.record.partition) is result.job.assignment
+
+    async def _pass(self) -> bool:
+        """All together; where that is aborted, by halves, down to the one that is refused. True where
+        anything could be committed. A key's later results wait for its earlier one."""
+        groups = deque([self._waiting])
+        refused: list[Result] = []
+        behind: set[Key] = set()
+        committed = False
+        while groups:
+            if (token := await self._token()) is None:
+                return committed
+            group = [one for one in groups.popleft() if self._is_current(one) and one.key not in behind]
+            if not group and groups:
+                continue
+            if await self._write(group, token):
+                committed = True
+                continue
+            # Is it the outputs, or is it the broker?
+            if not committed and not await self._probe():
+                return False
+            committed = True
+            if len(group) == 1:
+                refused += group
+                behind.add(group[0].key)
+            else:
+                groups.extendleft((group[len(group) // 2 :], group[: len(group) // 2]))
+        for result in refused:
+            self._strike(result)
+        return committed
+
+    async def _probe(self) -> bool:
+        """A transaction of offsets alone."""
+        token = await self._token()
+        return token is not None and await self._write([], token)
+
+    def _strike(self, result: Result) -> None:
+        strikes = self._strikes[result.job.at] = self._strikes.get(result.job.at, 0) + 1
+        if strikes >= STRIKES:
+            replaced = self._give_up(result, "the broker refuses its outputs")
+            self._waiting = [replaced if one is result else one for one in self._waiting]
+
+    async def _token(self) -> GroupToken | None:
+        """Fresh group metadata; None where the next poll has to join the group again first."""
+        assert self._consumer is not None, "opened"
+        try:
+            return await self._consumer.group_token()
+        except Fenced:
+            return None
+
+    async def _write(self, results: Sequence[Result], token: GroupToken) -> bool:
+        """One transaction; False where it was aborted."""
+        assert self._producer is not None, "opened"
+        done: dict[int, list[int]] = {number: [] for number in self._touched & self._assigned.keys()}
+        for result in results:
+            partition, offset = result.job.at
+            done.setdefault(partition, []).append(offset)
+        points = {self._at(number): self._assigned[number].offsets.point(d) for number, d in done.items()}
+        owners = {number: self._assigned[number] for number in done}
+        self._touched -= done.keys()
+        outputs = [output for result in results for output in result.outputs]
+        try:
+            await self._producer.transaction(outputs, points, self._group, token)
+        except Aborted as aborted:
+            logger.warning("a transaction of %s results was aborted: %s", len(results), aborted)
+            self._metrics.aborts.inc()
+            self._touched |= done.keys()
+            return False
+        except BaseException:
+            # Whether it was committed only the group's offsets can tell.
+            self._is_over = True
+            raise
+        for number, offsets in done.items():
+            owners[number].offsets.finish(offsets)
+        self._forget(results)
+        self._metrics.transactions.inc()
+        self._metrics.outputs.inc(len(outputs))
+        self._metrics.records.inc(len(results))
+        self._metrics.batch.observe(len(results))
+        await self.strike_out([result.job.at for result in results])
+        return True
+
+    def _at(self, number: int) -> TopicPartition:
+        return self._assigned[number].at
+
+    def _forget(self, results: Collection[Result]) -> None:
+        gone = set(map(id, results))
+        self._waiting = [one for one in self._waiting if id(one) not in gone]
+        for result in results:
+            self._strikes.pop(result.job.at, None)

@@ -1,0 +1,106 @@
+"""Reads the command line, writes a table or JSON lines: what `make bench` calls.
+
+    python -m tests.bench [NAME…] [--scale 0.1] [-o json] [--lines FILE]
+
+Measures all figures, or those that are named (W1a, W2, …), on a Kafka and a Redis of its own, or on
+those of CONVOY_TEST_KAFKA and CONVOY_TEST_REDIS. Progress goes to stderr. Speed is never a failure: the
+exit status is 1 only where something was wrong, such as a lost output.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from codeconvoy.schemas.errors import ConvoyError
+from tests.bench import w1_pipeline
+from tests.bench.figures import Figure, Setting, Wrong, json_line, show
+from tests.bench.ground import Ground
+from tests.services import kafka_for_tests, redis_for_tests
+
+Measure = Callable[[Ground], Iterator[Figure]]
+
+ALL: Mapping[str, Measure] = {
+    "W1a": w1_pipeline.measure,
+}
+"""In the order in which they are measured. What a model call costs besides the model comes here too."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print; the exit status."""
+    given = _options(arguments)
+    setting = Setting(len(os.sched_getaffinity(0)), _commit(), given.scale)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+    figures: list[Figure] = []
+    wrong: list[str] = []
+    with ExitStack() as stack:
+        try:
+            ground = _ground(stack, given.scale, say)
+        except ConvoyError as error:
+            print(error, file=sys.stderr)
+            return 2
+        lines = stack.enter_context(given.lines.open("w")) if given.lines else None
+        for name in given.names or ALL:
+            say(f"{name} begins")
+            try:
+                for figure in ALL[name](ground):
+                    figures.append(figure)
+                    if lines is not None:
+                        print(json_line(figure, setting), file=lines, flush=True)
+            except Wrong as error:
+                wrong.append(str(error))
+                say(f"WRONG: {error}")
+    if given.output == "json":
+        for figure in figures:
+            print(json_line(figure, setting))
+    else:
+        show(figures, setting, Console())
+    for text in wrong:
+        print(f"WRONG: {text}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Figures beside their limits")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(ALL)}; default: all")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes; below 1 only for trying")
+    parser.add_argument("-o", dest="output", choices=("table", "json"), default="table")
+    parser.add_argument("--lines", type=Path, metavar="FILE", help="write JSON lines there too")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.names if name not in ALL]
+    if unknown:
+        parser.error(f"no figure is called {', '.join(unknown)}: there are {', '.join(ALL)}")
+    return given
+
+
+def _ground(stack: ExitStack, scale: float, say: Callable[[str], None]) -> Ground:
+    directory = Path(stack.enter_context(TemporaryDirectory(prefix="convoy-bench-")))
+    kafka = stack.enter_context(kafka_for_tests(directory / "kafka"))
+    redis_url = stack.enter_context(redis_for_tests(directory / "redis"))
+    return Ground(kafka, redis_url, directory, scale, say)
+
+
+def _commit() -> str:
+    """The commit that is measured; with a + where files differ from it."""
+
+    def git(*command: str) -> str:
+        done = subprocess.run(("git", *command), capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    return f"{commit}+" if git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ from codeconvoy.schemas.topics import file_key, split_file_key
 from codeconvoy.workers.detector import NAME as DETECTOR
 from codeconvoy.workers.engine.bus import TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
-from codeconvoy.workers.engine.state import RedisStore
+from codeconvoy.workers.engine.state import RedisStore, Write
 from codeconvoy.workers.projector import FILES, JOBS
 
 ATTEMPTS = 5
@@ -121,7 +121,7 @@ async def _erase(store: RedisStore, partition: int, workspace: str, ids: frozens
         return 0
     owner = f"forget/{uuid.uuid4().hex[:12]}"
     offset = await store.take(partition, owner)
-    await store.commit(partition, owner, offset, offset, dict.fromkeys(fields))
+    await store.commit(owner, [Write(partition, offset, offset, dict.fromkeys(fields))])
     return len(fields)
 
 

@@ -24,7 +24,7 @@ from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.job_step import Command, Dispatch, RecordEvent, Say, SetDeadline
 from codeconvoy.schemas.topics import Topics, file_key
 from codeconvoy.workers.engine.bus import Outgoing, Record
-from codeconvoy.workers.engine.fold_engine import Read
+from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.projector import dump_job, load_job
 from codeconvoy.workers.records import decoded
 
@@ -47,7 +47,7 @@ class Orchestrator:
         """See `FoldConsumer`."""
         return JobState(job_id=key)
 
-    async def load(self, key: str, read: Read) -> JobState:
+    async def load(self, key: str, read: ReadFields) -> JobState:
         """See `FoldConsumer`."""
         return await load_job(key, read)
 

@@ -18,11 +18,11 @@ from codeconvoy.schemas.errors import Unavailable, Undecodable
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.engine.fold_engine import FoldConsumer
-from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore
+from codeconvoy.workers.engine.reads import BatchedReads
+from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore, Write
 from codeconvoy.workers.projector import FileProjector, JobProjector
 
 BATCH = 500
-LOADS_AT_ONCE = 16
 ATTEMPTS = 200
 """To switch: the live state moves on between a look at it and the switch."""
 MAX_LISTED = 20
@@ -151,25 +151,22 @@ class _Rebuild(Generic[S]):
 
     async def _write(self, batch: Sequence[Record], offset: int) -> None:
         """Fold a batch into the shadow."""
-        gate = asyncio.Semaphore(LOADS_AT_ONCE)
-
-        async def load(key: str) -> S:
-            async with gate:
-                return await self._what.load(key, self._read)
-
+        reads = BatchedReads(self._read)
         keys = list(dict.fromkeys(record.key for record in batch))
-        before = dict(zip(keys, await asyncio.gather(*map(load, keys)), strict=True))
-        after = dict(before)
+        loaded = await asyncio.gather(*(self._what.load(key, reads.read) for key in keys))
+        before = dict(zip(keys, loaded, strict=True))
+        after: dict[str, S] = {}
         for record in batch:
             try:
-                after[record.key], _ = self._what.step(after[record.key], record, self._now())
+                state = after.get(record.key, before[record.key])
+                after[record.key], _ = self._what.step(state, record, self._now())
             except Undecodable as undecodable:
                 self._check_passed(record, undecodable)
         changes: dict[str, bytes | None] = {LIVE: b"1"}
-        for key in keys:
-            # Unchanged ones too, as the engine does: a key that has only garbage has a state as well.
-            changes.update(self._what.dump(key, before[key], after[key]))
-        await self._shadow.commit(self._number, self._owner, self._position, offset, changes)
+        for key, state in after.items():
+            changes.update(self._what.dump(key, before[key], state))
+        write = Write(self._number, self._position, offset, changes)
+        await self._shadow.commit(self._owner, [write])
         self._position = offset
 
     async def _read(self, fields: Sequence[str]) -> Sequence[bytes | None]:

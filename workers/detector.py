@@ -52,8 +52,8 @@ from codeconvoy.schemas.job_spec import DEFAULT_STRATEGIES
 from codeconvoy.schemas.job_state import GIT_ROLE
 from codeconvoy.schemas.topics import Topics, file_key
 from codeconvoy.workers import file_states
-from codeconvoy.workers.engine import fold_engine
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.projector import empty_history
 from codeconvoy.workers.records import decoded
 from codeconvoy.workers.resolution.overlap import overlapping
@@ -104,7 +104,7 @@ class Detector:
         """See `FoldConsumer`."""
         return DetectorState(history=empty_history(key))
 
-    async def load(self, key: str, read: fold_engine.Read) -> DetectorState:
+    async def load(self, key: str, read: ReadFields) -> DetectorState:
         """See `FoldConsumer`."""
         history = await file_states.load(key, read) or empty_history(key)
         (awaited,) = await read([_awaited_field(key)])

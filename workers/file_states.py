@@ -10,7 +10,7 @@ import msgspec
 
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.file_history import Claim, Entry, FileHistory, Reader
-from codeconvoy.workers.engine.fold_engine import Read
+from codeconvoy.workers.engine.reads import ReadFields
 
 _HEADER, _ENTRY = "f:", "e:"
 OPEN_CONFLICT = "!conflict:"
@@ -101,7 +101,7 @@ def entry_in(raw: bytes | None, event_id: str) -> Entry:
     return entry
 
 
-async def load(key: str, read: Read) -> FileHistory | None:
+async def load(key: str, read: ReadFields) -> FileHistory | None:
     """A file's history, or None where there is none.
 
     Raises:

@@ -17,7 +17,7 @@ from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.topics import Topics, split_file_key
 from codeconvoy.workers import file_states
 from codeconvoy.workers.engine.bus import Outgoing, Record
-from codeconvoy.workers.engine.fold_engine import Read
+from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.records import decoded
 
 FILES = "files"
@@ -44,7 +44,7 @@ class FileProjector:
         """See `FoldConsumer`."""
         return empty_history(key)
 
-    async def load(self, key: str, read: Read) -> FileHistory:
+    async def load(self, key: str, read: ReadFields) -> FileHistory:
         """See `FoldConsumer`."""
         return await file_states.load(key, read) or empty_history(key)
 
@@ -96,7 +96,7 @@ def dump_job_view(before: JobState | None, after: JobState) -> dict[str, bytes |
     return changes
 
 
-async def load_job(job_id: str, read: Read) -> JobState:
+async def load_job(job_id: str, read: ReadFields) -> JobState:
     """A job from its field, or an empty one."""
     (raw,) = await read([job_field(job_id)])
     return msgspec.msgpack.decode(raw, type=JobState) if raw is not None else JobState(job_id=job_id)
@@ -115,7 +115,7 @@ class JobProjector:
         """See `FoldConsumer`."""
         return JobState(job_id=key)
 
-    async def load(self, key: str, read: Read) -> JobState:
+    async def load(self, key: str, read: ReadFields) -> JobState:
         """See `FoldConsumer`."""
         return await load_job(key, read)
 

@@ -6,7 +6,7 @@ it left open is noticed by the broker only after a while.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import Random
@@ -14,7 +14,7 @@ from typing import Any
 
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.memory_bus import MemoryBus
-from codeconvoy.workers.engine.state import Loaded, MemoryStore, StateStore
+from codeconvoy.workers.engine.state import Loaded, MemoryStore, StateStore, Write
 
 CURRENT: ContextVar["SimProcess | None"] = ContextVar("process", default=None)
 """The process whose code runs."""
@@ -152,11 +152,9 @@ class SimStore:
         await self._after("load")
         return found
 
-    async def commit(
-        self, partition: int, owner: str, expected: int, offset: int, changes: Mapping[str, bytes | None]
-    ) -> None:
+    async def commit(self, owner: str, writes: Sequence[Write]) -> None:
         await self._before("commit")
-        await self._inner.commit(partition, owner, expected, offset, changes)
+        await self._inner.commit(owner, writes)
         await self._after("commit")
 
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:

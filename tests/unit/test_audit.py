@@ -23,7 +23,7 @@ from codeconvoy.schemas.job_spec import JobSpec, Pipeline
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.topics import file_key, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
-from codeconvoy.workers.engine.state import MemoryStore
+from codeconvoy.workers.engine.state import MemoryStore, Write
 from tests.git_repos import commit, git, repository
 from tests.memory_fleet import CODEC, MemoryFleet, approving, replacing
 
@@ -78,7 +78,7 @@ def checks(report: Report) -> dict[Check, int]:
 async def overwrite(store: MemoryStore, partition: int, name: str, value: bytes | None) -> None:
     """Change one field of a projection, as no projector would."""
     at = await store.take(partition, "vandal")
-    await store.commit(partition, "vandal", at, at, {name: value})
+    await store.commit("vandal", [Write(partition, at, at, {name: value})])
 
 
 async def field_of(fleet: MemoryFleet, prefix: str) -> tuple[int, str, bytes]:

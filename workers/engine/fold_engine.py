@@ -5,7 +5,7 @@ Projector, detector and orchestrator are this loop around a pure step. For each 
     1. poll
     2. fold: load the states that are missing, step each record, collect the outputs
     3. first one Kafka transaction: outputs and consumed offset N
-    4. then, for each partition, states and offset M to Redis in one atomic write
+    4. then states and offset M to Redis, in one request; each partition's are written as a whole
 
 A crash between 3 and 4 leaves M < N: on assignment the engine folds M..N again, silently, and
 goes live at N. So outputs and states both take effect exactly once. A write that is refused in
@@ -16,7 +16,8 @@ import asyncio
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -27,13 +28,11 @@ from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Pr
 from codeconvoy.workers.engine.dead_letter import letter_of, skipped_points
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics
+from codeconvoy.workers.engine.reads import BatchedReads, ReadFields
 from codeconvoy.workers.engine.starts import readable
-from codeconvoy.workers.engine.state import LIVE, StateStore
+from codeconvoy.workers.engine.state import LIVE, StateStore, Write
 
 S = TypeVar("S")
-
-Read = Callable[[Sequence[str]], Awaitable[Sequence[bytes | None]]]
-"""Reads fields of the partition's hash."""
 
 _DUE = "!due:"
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class FoldConsumer(Protocol[S]):
         """The state of a key that was never seen."""
         ...
 
-    async def load(self, key: str, read: Read) -> S:
+    async def load(self, key: str, read: ReadFields) -> S:
         """The state of a key from its fields."""
         ...
 
@@ -79,11 +78,10 @@ class FoldConsumer(Protocol[S]):
 class FoldLimits:
     """Sizes and times of the loop."""
 
-    batch: int = 500
+    batch: int = 1_000
     poll_seconds: float = 0.5
     states: int = 4_000
     """States kept in memory."""
-    loads_at_once: int = 16
     transaction_attempts: int = 5
     tick_seconds: float = 1.0
     skip_check_seconds: float = 2.0
@@ -111,7 +109,9 @@ class _Batch(Generic[S]):
     states: dict[str, S] = field(default_factory=dict)
     before: dict[str, S | None] = field(default_factory=dict)
     outputs: list[Outgoing] = field(default_factory=list)
+    records: int = 0
     duplicates: int = 0
+    """Records that changed nothing: they were folded already."""
 
 
 class FoldEngine(Generic[S]):
@@ -165,10 +165,12 @@ class FoldEngine(Generic[S]):
                     await self._see_kept(batches)
                     await self._tick(batches)
                     await self._pass_markers(consumer, batches)
+                    self._metrics.lag.set(sum((await consumer.lag()).values()))
                 if clock() - last_skip_check >= self._limits.skip_check_seconds and self._stopped():
                     last_skip_check = clock()
                     await self._try_skip(consumer, batches)
-                await self._write(producer, consumer, batches)
+                with self._metrics.commit_seconds.time() if batches else nullcontext():
+                    await self._write(producer, consumer, batches)
                 self._health.turned(progressed=bool(batches), behind=bool(records))
         finally:
             await consumer.close()
@@ -218,9 +220,7 @@ class FoldEngine(Generic[S]):
     async def _fold(self, records: Sequence[Record]) -> dict[int, _Batch[S]]:
         """Step 2: fold the records of each partition in order."""
         batches: dict[int, _Batch[S]] = {}
-        wanted = dict.fromkeys((record.partition, record.key) for record in records)
-        gate = asyncio.Semaphore(self._limits.loads_at_once)
-        await asyncio.gather(*(self._ensure(partition, key, gate) for partition, key in wanted))
+        await self._load(dict.fromkeys((record.partition, record.key) for record in records))
         for record in records:
             partition = self._partitions.get(record.partition)
             if partition is None or partition.stopped_at is not None:
@@ -250,24 +250,32 @@ class FoldEngine(Generic[S]):
 
     def _step(self, partition: _Partition, batch: _Batch[S], record: Record) -> None:
         key = record.key
-        if key not in batch.states:
-            batch.before[key] = batch.states[key] = self._states[partition.at.partition, key]
-        state, outputs = self._what.step(batch.states[key], record, self._now())
+        known = batch.states.get(key)
+        before = known if known is not None else self._states[partition.at.partition, key]
+        state, outputs = self._what.step(before, record, self._now())
+        if known is None:
+            batch.before[key] = before
+        if state is before:
+            batch.duplicates += 1
         batch.states[key] = state
+        batch.records += 1
         if record.offset >= partition.live_from:
             batch.outputs.extend(outputs)
-        self._metrics.records.inc()
 
-    async def _ensure(self, number: int, key: str, gate: asyncio.Semaphore) -> None:
-        """Have the state of a key in memory, and make sure that the stored one is this process's own."""
-        partition = self._partitions.get(number)
-        if partition is None:
-            return
-        if (number, key) in self._states:
-            self._states.move_to_end((number, key))
-            return
-        async with gate:
-            self._states[number, key] = await self._what.load(key, partial(self._read, partition))
+    async def _load(self, wanted: Iterable[tuple[int, str]]) -> None:
+        """Have these keys' states in memory, and see that the stored ones are this process's own."""
+        missing: dict[int, list[str]] = {}
+        for number, key in wanted:
+            if (number, key) in self._states:
+                self._states.move_to_end((number, key))
+            elif number in self._partitions:
+                missing.setdefault(number, []).append(key)
+        await asyncio.gather(*(self._load_from(number, keys) for number, keys in missing.items()))
+
+    async def _load_from(self, number: int, keys: Sequence[str]) -> None:
+        reads = BatchedReads(partial(self._read, self._partitions[number]))
+        states = await asyncio.gather(*(self._what.load(key, reads.read) for key in keys))
+        self._states.update(zip([(number, key) for key in keys], states, strict=True))
 
     async def _read(self, partition: _Partition, fields: Sequence[str]) -> Sequence[bytes | None]:
         loaded = await self._store.load(partition.at.partition, fields)
@@ -294,7 +302,7 @@ class FoldEngine(Generic[S]):
             for key, when in list(partition.due.items()):
                 if when > now or self._told.get((number, key)) == when:
                     continue
-                await self._ensure(number, key, asyncio.Semaphore(1))
+                await self._load([(number, key)])
                 outputs = self._what.due(key, self._states[number, key], now)
                 self._told[number, key] = when
                 if outputs:
@@ -321,8 +329,7 @@ class FoldEngine(Generic[S]):
         outputs = [output for batch in batches.values() for output in batch.outputs]
         if live or outputs:
             await self._transaction(producer, consumer, outputs, live)
-        for number, batch in batches.items():
-            await self._store_batch(self._partitions[number], batch)
+        await self._store_states(batches)
 
     async def _transaction(
         self,
@@ -345,31 +352,44 @@ class FoldEngine(Generic[S]):
                 self._metrics.outputs.inc(len(outputs))
                 return
 
-    async def _store_batch(self, partition: _Partition, batch: _Batch[S]) -> None:
-        number = partition.at.partition
+    async def _store_states(self, batches: Mapping[int, _Batch[S]]) -> None:
+        """Step 4, and what this process remembers of it."""
+        writes = {}
+        for number, batch in batches.items():
+            partition = self._partitions[number]
+            changes = self._changes(partition, batch)
+            if batch.position > partition.position or changes:
+                writes[number] = Write(number, partition.position, batch.position, changes)
+        if writes:
+            await self._store.commit(self._owner, list(writes.values()))
+        for number, batch in batches.items():
+            partition = self._partitions[number]
+            partition.position = batch.position
+            partition.live_marked = batch.position >= partition.live_from
+            for key, state in batch.states.items():
+                wait = self._what.wait(state)
+                if wait is not None:
+                    partition.due[key] = wait
+                else:
+                    partition.due.pop(key, None)
+                self._states[number, key] = state
+            self._metrics.records.inc(batch.records)
+            self._metrics.duplicates.inc(batch.duplicates)
+            self._metrics.batch.observe(batch.records)
+        while len(self._states) > self._limits.states:
+            self._states.popitem(last=False)
+
+    def _changes(self, partition: _Partition, batch: _Batch[S]) -> Mapping[str, bytes | None]:
+        """The fields that a batch changes."""
         changes: dict[str, bytes | None] = {}
-        waits: dict[str, int | None] = {}
         for key, state in batch.states.items():
             changes.update(self._what.dump(key, batch.before[key], state))
             wait = self._what.wait(state)
             if wait != partition.due.get(key):
-                waits[key] = wait
                 changes[_DUE + key] = None if wait is None else str(wait).encode()
-        live = batch.position >= partition.live_from
-        if live and not partition.live_marked:
+        if batch.position >= partition.live_from and not partition.live_marked:
             changes[LIVE] = b"1"
-        if batch.position > partition.position or changes:
-            await self._store.commit(number, self._owner, partition.position, batch.position, changes)
-        partition.position, partition.live_marked = batch.position, live
-        for key, wait in waits.items():
-            if wait is None:
-                partition.due.pop(key, None)
-            else:
-                partition.due[key] = wait
-        for key, state in batch.states.items():
-            self._states[number, key] = state
-        while len(self._states) > self._limits.states:
-            self._states.popitem(last=False)
+        return changes
 
     # Partitions that can't go on ----------------------------------------------------------------
 

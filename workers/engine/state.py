@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from codeconvoy.schemas.errors import PartitionLost, Unavailable
 
@@ -23,8 +23,9 @@ _COMMIT = """
 local m = redis.call('HGET', KEYS[1], '@offset') or '0'
 local owner = redis.call('HGET', KEYS[1], '@owner') or ''
 if m ~= ARGV[1] or owner ~= ARGV[2] then return {m, owner} end
-for i = 5, 4 + 2 * tonumber(ARGV[4]), 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-for i = 5 + 2 * tonumber(ARGV[4]), #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end
+local last = 4 + 2 * tonumber(ARGV[4])
+for i = 5, last, 4000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 3999, last))) end
+for i = last + 1, #ARGV, 4000 do redis.call('HDEL', KEYS[1], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
 redis.call('HSET', KEYS[1], '@offset', ARGV[3])
 return {}
 """
@@ -50,6 +51,19 @@ class Loaded:
     fields: tuple[bytes | None, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one batch changes in one partition."""
+
+    partition: int
+    expected: int
+    """The M that has to be stored."""
+    offset: int
+    """The new M."""
+    changes: Mapping[str, bytes | None]
+    """Fields; None deletes."""
+
+
 class StateStore(Protocol):
     """Where a fold engine keeps its states."""
 
@@ -61,13 +75,11 @@ class StateStore(Protocol):
         """Some fields, and the M and owner that they were read with."""
         ...
 
-    async def commit(
-        self, partition: int, owner: str, expected: int, offset: int, changes: Mapping[str, bytes | None]
-    ) -> None:
-        """Write the fields (None deletes) and the new M, all or nothing.
+    async def commit(self, owner: str, writes: Sequence[Write]) -> None:
+        """Write the fields and the new M of each partition: a partition's all or nothing.
 
         Raises:
-            PartitionLost: the stored M or owner is another one; nothing was written.
+            PartitionLost: the stored M or owner of one is another; nothing was written to that one.
         """
         ...
 
@@ -118,20 +130,19 @@ class RedisStore:
         values = cast("list[bytes | None]", found)
         return Loaded(int(values[0] or 0), (values[1] or b"").decode(), tuple(values[2:]))
 
-    async def commit(
-        self, partition: int, owner: str, expected: int, offset: int, changes: Mapping[str, bytes | None]
-    ) -> None:
-        """See `StateStore`."""
-        sets = [item for name, value in changes.items() if value is not None for item in (name, value)]
-        deletes = [name for name, value in changes.items() if value is None]
-        args = [str(expected), owner, str(offset), len(sets) // 2, *sets, *deletes]
+    async def commit(self, owner: str, writes: Sequence[Write]) -> None:
+        """See `StateStore`. One request, whatever the number of partitions."""
+        asked = [(self.key(write.partition), _arguments(owner, write)) for write in writes]
         with reached():
-            found = await self._commit(keys=[self.key(partition)], args=args)
-        if found:
-            raise PartitionLost(
-                f"the state of partition {partition} is at offset {found[0]!r} of owner {found[1]!r}, "
-                f"this process expected {expected} of {owner!r}"
-            )
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key, args in asked:
+                    pipeline.evalsha(self._commit.sha, 1, key, *args)
+                answers = await pipeline.execute(raise_on_error=False)
+            for index, (key, args) in enumerate(asked):
+                if isinstance(answers[index], NoScriptError):  # Redis was started anew
+                    answers[index] = await self._commit(keys=[key], args=args)
+        for write, answer in zip(writes, answers, strict=True):
+            _check_written(owner, write, answer)
 
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
         """See `StateStore`."""
@@ -176,6 +187,24 @@ class _ShadowStore(RedisStore):
         return super().key(partition, shadow=True)
 
 
+def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
+    """The arguments of the script that commits."""
+    sets = [item for name, value in write.changes.items() if value is not None for item in (name, value)]
+    deletes = [name for name, value in write.changes.items() if value is None]
+    return [str(write.expected), owner, str(write.offset), len(sets) // 2, *sets, *deletes]
+
+
+def _check_written(owner: str, write: Write, answer: object) -> None:
+    if isinstance(answer, RedisError):
+        raise Unavailable("Redis", str(answer), "`convoy doctor` tells more") from answer
+    if answer:
+        assert isinstance(answer, list), "M and owner"
+        raise PartitionLost(
+            f"the state of partition {write.partition} is at offset {answer[0]!r} of owner {answer[1]!r}, "
+            f"this process expected {write.expected} of {owner!r}"
+        )
+
+
 class MemoryStore:
     """States in memory, which outlive the processes of a simulation and can be lost on purpose."""
 
@@ -201,22 +230,19 @@ class MemoryStore:
             tuple(found.get(name) for name in fields),
         )
 
-    async def commit(
-        self, partition: int, owner: str, expected: int, offset: int, changes: Mapping[str, bytes | None]
-    ) -> None:
+    async def commit(self, owner: str, writes: Sequence[Write]) -> None:
         """See `StateStore`."""
-        found = self._hashes.setdefault(partition, {})
-        stored, owned_by = int(found.get(OFFSET, b"0")), found.get(OWNER, b"").decode()
-        if (stored, owned_by) != (expected, owner):
-            raise PartitionLost(
-                f"partition {partition} is at {stored} of {owned_by!r}, not {expected} of {owner!r}"
-            )
-        for name, value in changes.items():
-            if value is None:
-                found.pop(name, None)
-            else:
-                found[name] = value
-        found[OFFSET] = str(offset).encode()
+        for write in writes:
+            found = self._hashes.setdefault(write.partition, {})
+            stored, owned_by = found.get(OFFSET, b"0"), found.get(OWNER, b"")
+            refused = (int(stored), owned_by.decode()) != (write.expected, owner)
+            _check_written(owner, write, [stored, owned_by] if refused else [])
+            for name, value in write.changes.items():
+                if value is None:
+                    found.pop(name, None)
+                else:
+                    found[name] = value
+            found[OFFSET] = str(write.offset).encode()
 
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
         """See `StateStore`."""

@@ -10,9 +10,9 @@ are a safety net, not a truth: when Redis is lost, a killer is found that much l
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Protocol
 
 from redis.asyncio import Redis
 
@@ -22,6 +22,18 @@ KEEP_SECONDS = 86_400
 """How long notes of a partition stay after the last one."""
 SHARE = 8
 """After one death in company, suspects run side by side on this part of the slots."""
+
+_BEGIN = """
+local found = {}
+for i = 2, #ARGV, 2 do
+  if redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) == 0 then
+    found[#found + 1] = ARGV[i]
+    found[#found + 1] = redis.call('HGET', KEYS[1], ARGV[i])
+  end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return found
+"""
 
 At = tuple[int, int]
 """Partition and offset."""
@@ -105,20 +117,17 @@ class RedisAttempts:
 
     def __init__(self, redis: Redis, prefix: str, group: str) -> None:
         self._redis, self._stem = redis, f"{prefix}:attempts:{group}"
-        self._asked: list[tuple[At, Attempt, asyncio.Future[bool]]] = []
+        self._begin = redis.register_script(_BEGIN)
+        self._asked: dict[int, list[tuple[int, Attempt, asyncio.Future[Attempt | None]]]] = {}
         self._asking: asyncio.Task[None] | None = None
 
     async def begin(self, at: At, attempt: Attempt) -> Attempt | None:
         """See `Attempts`."""
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._asked.append((at, attempt, answer))
+        answer: asyncio.Future[Attempt | None] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(at[0], []).append((at[1], attempt, answer))
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-        if await answer:
-            return None
-        with reached():
-            found = await cast("Awaitable[bytes | None]", self._redis.hget(self._key(at[0]), str(at[1])))
-        return _decode(found) if found is not None else UNSUSPECTED
+        return await answer
 
     async def begin_again(self, at: At, attempt: Attempt) -> None:
         """See `Attempts`."""
@@ -139,26 +148,23 @@ class RedisAttempts:
                 await pipeline.execute()
 
     async def _ask(self) -> None:
-        """One request after the other, each with all that has come up meanwhile."""
+        """One request after the other, each with all that has come up for a partition meanwhile."""
         while self._asked:
-            asked, self._asked = self._asked, []
+            partition = next(iter(self._asked))
+            asked = self._asked.pop(partition)
+            args = [item for offset, attempt, _ in asked for item in (offset, _encode(attempt))]
             try:
                 with reached():
-                    async with self._redis.pipeline(transaction=False) as pipeline:
-                        for (partition, offset), attempt, _ in asked:
-                            pipeline.hsetnx(self._key(partition), str(offset), _encode(attempt))
-                        partitions = sorted({partition for (partition, _), _, _ in asked})
-                        for partition in partitions:
-                            pipeline.expire(self._key(partition), KEEP_SECONDS)
-                        answers = await pipeline.execute()
+                    found = await self._begin(keys=[self._key(partition)], args=[KEEP_SECONDS, *args])
+                noted = dict(zip(map(int, found[::2]), map(_decode, found[1::2]), strict=True))
             except Exception as error:  # noqa: BLE001 - raised where each of them waits
-                for _, _, future in asked:
-                    if not future.done():
-                        future.set_exception(error)
+                for _, _, answer in asked:
+                    if not answer.done():
+                        answer.set_exception(error)
                 continue
-            for (_, _, future), answer in zip(asked, answers, strict=False):
-                if not future.done():
-                    future.set_result(bool(answer))
+            for offset, _, answer in asked:
+                if not answer.done():
+                    answer.set_result(noted.get(offset))
 
     def _key(self, partition: int) -> str:
         return f"{{{self._stem}:{partition}}}"

@@ -1,9 +1,9 @@
 """Reads and writes topics and Redis by hand: what a figure is measured against.
 
 These are loops that somebody who knows Kafka well would write for one purpose, with the client's
-settings that the engines use too. They keep what exactly-once needs (a transaction a batch, with the
-consumed offsets in it) and nothing else: no order across slow calls, no retries, no checks, no dead
-letters, no metrics.
+settings that the engines use too. They keep what exactly-once needs (a transaction a batch, in Kafka or
+in Redis, with the consumed offsets in it) and nothing else: no order across slow calls, no retries, no
+verdicts, no check of a hash or of a record, no dead letters, no bound of a history, no metrics.
 """
 
 import json
@@ -14,9 +14,12 @@ from io import BytesIO
 from typing import Any
 
 import fastavro
+import msgspec
 from confluent_kafka import Consumer, Producer
+from redis import Redis
 
 from codeconvoy.schemas.codec import SchemaSet
+from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import PARTITIONER
 
@@ -112,3 +115,108 @@ def _rewriting(next_role: str) -> Pass:
         return out.getvalue()
 
     return rewrite
+
+
+@dataclass(frozen=True, slots=True)
+class Projecting:
+    """A projection by hand: from which topic to which hashes."""
+
+    kafka: str
+    redis: str
+    topic: str
+    group: str
+    stem: str
+    """Of the hashes' names, before the partition."""
+    coalesce: bool
+    """Write a file once a batch, not once an event."""
+
+
+class _File:
+    """One file, as far as the next event needs it."""
+
+    __slots__ = ("content", "count", "head")
+
+    def __init__(self) -> None:
+        self.content, self.count, self.head = [b""], 0, ""
+
+
+def project(what: Projecting) -> None:
+    """Read events and write the same fields to Redis as the projector does, until SIGTERM: for each event
+    its entry with the file's content, and the file's header; the offsets with them in one transaction."""
+    consumer = consumer_of(what.kafka, what.group)
+    redis = Redis.from_url(what.redis)
+    schema = schema_of(Event)
+    files: dict[bytes, _File] = {}
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    consumer.subscribe([what.topic])
+    while not stopped:
+        messages = consumer.consume(BATCH, BATCH_SECONDS)
+        if not messages:
+            continue
+        hashes: dict[int, dict[Any, Any]] = {}
+        with redis.pipeline(transaction=True) as pipeline:
+            for message in messages:
+                if message.error() is not None:
+                    raise RuntimeError(str(message.error()))
+                name = f"{{{what.stem}:{message.partition()}}}"
+                key = message.key() or b""
+                entry_field, entry, header = _folded(files.setdefault(key, _File()), key, message, schema)
+                if what.coalesce:
+                    fields = hashes.setdefault(message.partition() or 0, {})
+                    fields[entry_field], fields[b"f:" + key] = entry, header
+                else:
+                    pipeline.hset(name, entry_field, entry)
+                    pipeline.hset(name, b"f:" + key, header)
+            for number, fields in hashes.items():
+                pipeline.hset(f"{{{what.stem}:{number}}}", mapping=fields)
+            for position in consumer.position(consumer.assignment()):
+                if position.offset >= 0:
+                    pipeline.hset(f"{{{what.stem}:{position.partition}}}", "@offset", position.offset)
+            pipeline.execute()
+    consumer.close()
+
+
+def _folded(file: _File, key: bytes, message: Any, schema: Any) -> tuple[bytes, bytes, bytes]:
+    """What one more event makes of a file: the name of its entry's field, the entry, the file's header."""
+    source = BytesIO(message.value())
+    source.seek(_HEADER)
+    event: Any = fastavro.schemaless_reader(source, schema, None, return_record_name=True)
+    _, payload = event["payload"]
+    patch = payload["patch"]
+    if patch["content"] is not None:
+        file.content = patch["content"].splitlines(keepends=True)
+    else:
+        for hunk in reversed(patch["hunks"]):
+            start = hunk["start"]
+            file.content[start : start + hunk["removed"]] = hunk["lines"].splitlines(keepends=True)
+    number, file.count, file.head = file.count, file.count + 1, event["event_id"]
+    edit = {
+        "parents": event["parent_event_ids"],
+        "live": True,
+        "content": b"".join(file.content),
+        "sha256": patch["result_sha256"],
+        "executable": patch["executable"],
+        "policy": event["policy"],
+        "shown": True,
+    }
+    entry = {"seq": number} | {name: event[name] for name in _ENTRY}
+    entry |= {"verdict": "accepted", "reason": "", "edit": edit, "summary": payload.get("summary", "")}
+    header = {
+        "workspace": event["workspace"],
+        "path": event["file_path"],
+        "runs": [(0, file.count)],
+        "next_seq": file.count,
+        "heads": [file.head],
+        "visible": file.head,
+        "visible_seq": number,
+        "claim": None,
+        "deferred": [],
+        "readers": [],
+        "voided": [],
+    }
+    return b"e:%b\x1f%d" % (key, number), _pack(entry), _pack(header)
+
+
+_ENTRY = ("event_id", "event_type", "job_id", "task_id", "round", "role", "agent_id", "timestamp")
+_pack = msgspec.msgpack.encode

@@ -15,21 +15,14 @@ from itertools import pairwise
 from statistics import median
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
-from codeconvoy.orchestrator.connection import open_redis
-from codeconvoy.orchestrator.fleet import now_ms
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import Topics
-from codeconvoy.workers.engine.attempts import RedisAttempts
 from codeconvoy.workers.engine.bus import Outgoing, Record
-from codeconvoy.workers.engine.health import Health
-from codeconvoy.workers.engine.kafka_bus import KafkaBus
-from codeconvoy.workers.engine.metrics import EngineMetrics, Families
-from codeconvoy.workers.engine.pool_engine import Handler, PoolEngine, PoolLimits
 from tests.bench import baselines, load
 from tests.bench.figures import Figure, Wrong
+from tests.bench.fleet_parts import fleet_on, run_pool
 from tests.bench.ground import Ground, check_alive, children, cpu_seconds, run_until_terminated
 
 TASKS = 20_000
@@ -72,40 +65,14 @@ class PassOn:
         """See `Handler`."""
 
 
-async def run_pool(
-    kafka: str, redis_url: str, topics: Topics, role: str, handler: Handler, slots: int, stop: asyncio.Event
-) -> None:
-    """Run a pool engine on the queue of a role, wired as the fleet wires one."""
-    bus, redis = KafkaBus({"bootstrap.servers": kafka}), open_redis(redis_url)
-    group = topics.group(f"worker.{role}")
-    engine = PoolEngine(
-        handler,
-        bus,
-        topic=topics.tasks(role),
-        group=group,
-        instance="bench",
-        codec=Codec.create(),
-        dead_letters=topics.dead_letters,
-        now=now_ms,
-        metrics=EngineMetrics(Families(CollectorRegistry()), role),
-        health=Health(time.monotonic),
-        attempts=RedisAttempts(redis, topics.prefix, group),
-        limits=PoolLimits(slots=slots),
-    )
-    try:
-        await engine.run(stop)
-    finally:
-        await bus.close()
-        await redis.aclose()
-
-
 def run_engine(stage: Stage) -> None:
     """In a child: one stage of ours."""
 
-    handler = PassOn(stage, Codec.create())
-    run_until_terminated(
-        lambda stop: run_pool(stage.kafka, stage.redis, stage.topics, stage.role, handler, KEYS, stop)
-    )
+    async def run(stop: asyncio.Event) -> None:
+        async with fleet_on(stage.kafka, stage.redis, stage.topics) as fleet:
+            await run_pool(fleet, stage.role, PassOn(stage, fleet.codec), KEYS, stop)
+
+    run_until_terminated(run)
 
 
 def run_loop(stage: Stage, decode: bool) -> None:

@@ -1,0 +1,70 @@
+"""Reads addresses and topics, runs engines of ours: how a measurement gets what the fleet is made of."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.fleet import Fleet, make_process, now_ms
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.topics import Topics
+from codeconvoy.workers.engine.attempts import RedisAttempts
+from codeconvoy.workers.engine.health import Health
+from codeconvoy.workers.engine.kafka_bus import KafkaBus
+from codeconvoy.workers.engine.metrics import EngineMetrics, Families
+from codeconvoy.workers.engine.pool_engine import Handler, PoolEngine, PoolLimits
+from tests.bench.ground import run_until_terminated
+
+
+@asynccontextmanager
+async def fleet_on(kafka: str, redis_url: str, topics: Topics) -> AsyncIterator[Fleet]:
+    """A fleet without roles of its own, on these topics."""
+    bus, redis = KafkaBus({"bootstrap.servers": kafka}), open_redis(redis_url)
+    try:
+        yield Fleet(
+            bus=bus,
+            redis=redis,
+            redis_prefix=topics.prefix,
+            codec=Codec.create(),
+            topics=topics,
+            roles={},
+            credentials={},
+            cache=Path("unused"),
+        )
+    finally:
+        await bus.close()
+        await redis.aclose()
+
+
+def run_process(kafka: str, redis_url: str, topics: Topics, kind: str) -> None:
+    """In a child: the orchestrator, projector or detector, until SIGTERM."""
+
+    async def run(stop: asyncio.Event) -> None:
+        async with fleet_on(kafka, redis_url, topics) as fleet:
+            await make_process(fleet, kind, "", "bench", CollectorRegistry()).run(stop)
+
+    run_until_terminated(run)
+
+
+async def run_pool(fleet: Fleet, role: str, handler: Handler, slots: int, stop: asyncio.Event) -> None:
+    """Run a pool engine on the queue of a role, wired as the fleet wires one."""
+    group = fleet.topics.group(f"worker.{role}")
+    engine = PoolEngine(
+        handler,
+        fleet.bus,
+        topic=fleet.topics.tasks(role),
+        group=group,
+        instance="bench",
+        codec=fleet.codec,
+        dead_letters=fleet.topics.dead_letters,
+        now=now_ms,
+        metrics=EngineMetrics(Families(CollectorRegistry()), role),
+        health=Health(time.monotonic),
+        attempts=RedisAttempts(fleet.redis, fleet.redis_prefix, group),
+        limits=PoolLimits(slots=slots),
+    )
+    await engine.run(stop)

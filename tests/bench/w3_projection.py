@@ -1,0 +1,115 @@
+"""Reads the events log, writes Redis: W3, how many events a second the projector folds into Redis.
+
+The log is there before the clock starts, with all files worked on at once. The projector is the fleet's
+own process, with all its checks: every event decoded and looked at, its hunks applied, both hashes compared,
+its verdict reached, a transaction with the consumed offset in Kafka, then the state in Redis. By hand the
+same fields are written, unchecked: for each event, or once a batch for each file.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+from confluent_kafka.admin import AdminClient
+from redis import Redis
+
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.topics import Topics, file_key, partition_of
+from codeconvoy.workers.file_states import header_field, visible_in
+from codeconvoy.workers.projector import FILES, JOBS
+from tests.bench import baselines, load
+from tests.bench.events import Log, event_id, path_of
+from tests.bench.figures import Figure, Wrong
+from tests.bench.fleet_parts import run_process
+from tests.bench.ground import Ground, check_alive, children, cpu_seconds
+from tests.bench.projected import ends_of, wait_projected
+
+FILE_COUNT = 1_000
+EVENTS = 200
+"""Of each file."""
+ROUNDS = 3
+
+
+def measure(ground: Ground) -> Iterator[Figure]:
+    """The figures of W3.
+
+    Raises:
+        Wrong: the projection does not show each file's last event.
+    """
+    each = ground.count(EVENTS, 2)
+    rates: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
+    with ground.topics() as topics:
+        log = Log(Codec.create())
+        load.send(ground.kafka, topics.events, log.events(FILE_COUNT, 0, each))
+        ground.say(f"W3: {FILE_COUNT * each:,} events are there")
+        ends = ends_of(ground, topics)
+        for number in range(ROUNDS):
+            for side, stem, target, arguments in _sides(ground, topics, number):
+                with children((target, arguments)) as processes:
+                    alive = partial(check_alive, processes)
+                    passed = wait_projected(ground, topics, stem, ends, alive)
+                    used = cpu_seconds(processes) / sum(ends.values())
+                _check(ground, topics, stem, each)
+                rates.setdefault(side, []).append(passed.rate)
+                cpu.setdefault(side, []).append(used)
+                ground.say(f"W3 {side}, round {number + 1}: {passed.rate:,.0f} events/s")
+                _erase(ground, topics, stem)
+    yield from _figures(rates, cpu, each)
+
+
+def _figures(rates: dict[str, list[float]], cpu: dict[str, list[float]], each: int) -> Iterator[Figure]:
+    rate = {side: median(found) for side, found in rates.items()}
+    micros = {side: 1e6 * median(found) for side, found in cpu.items()}
+    how = (
+        f"{FILE_COUNT:,} files of {each} events, one process a side, median of {ROUNDS}; starting up left out"
+    )
+    ours, plain, coalesced = rate["projector"], rate["by hand"], rate["by hand, coalescing"]
+    yield Figure("W3 projection", ours, "events/s", "by hand", plain, 0.7, how=how)
+    yield Figure("W3 projection, coalesced", ours, "events/s", "by hand, a write a file and batch", coalesced)
+    yield Figure("W3 CPU", micros["projector"], "µs/event", "by hand", micros["by hand"])
+
+
+Side = tuple[str, str, Callable[..., None], Sequence[Any]]
+"""Its name, whose hashes it fills, and the process that does."""
+
+
+def _sides(ground: Ground, topics: Topics, number: int) -> Iterator[Side]:
+    for coalesce in (False, True):
+        name = "by hand, coalescing" if coalesce else "by hand"
+        stem = f"hand{number}{coalesce:d}"
+        what = baselines.Projecting(
+            kafka=ground.kafka,
+            redis=ground.redis,
+            topic=topics.events,
+            group=topics.group(stem),
+            stem=f"{topics.prefix}:{stem}",
+            coalesce=coalesce,
+        )
+        yield name, stem, baselines.project, [what]
+    yield "projector", FILES, run_process, (ground.kafka, ground.redis, topics, "projector")
+
+
+def _check(ground: Ground, topics: Topics, stem: str, each: int) -> None:
+    """Every file shows its last event."""
+    with Redis.from_url(ground.redis) as redis:
+        for file in range(FILE_COUNT):
+            key = file_key(load.WORKSPACE, path_of(file))
+            name = f"{{{topics.prefix}:{stem}:{partition_of(key, topics.partitions)}}}"
+            raw: Any = redis.hget(name, header_field(key))
+            visible, _ = visible_in(raw)
+            if visible != event_id(file, each - 1):
+                raise Wrong(f"W3 {stem}: {key} shows {visible or 'nothing'}, not event {each - 1}")
+
+
+def _erase(ground: Ground, topics: Topics, stem: str) -> None:
+    """Forget what was written, and how far the projector's groups had come: without their offsets it
+    takes the log for new, and commits as it goes."""
+    admin = AdminClient({"bootstrap.servers": ground.kafka, "log_level": 2})
+    if stem == FILES:
+        for deleted in admin.delete_consumer_groups([topics.group(FILES), topics.group(JOBS)]).values():
+            deleted.result()
+    with Redis.from_url(ground.redis) as redis:
+        for number in range(topics.partitions):
+            redis.unlink(f"{{{topics.prefix}:{stem}:{number}}}")

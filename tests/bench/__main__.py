@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from codeconvoy.schemas.errors import ConvoyError
-from tests.bench import w1_pipeline, w2_latency, w3_projection
+from tests.bench import w1_fleet, w1_pipeline, w2_latency, w3_projection
 from tests.bench.figures import Figure, Setting, Wrong, json_line, show
 from tests.bench.ground import Ground
 from tests.services import kafka_for_tests, redis_for_tests
@@ -29,6 +29,7 @@ Measure = Callable[[Ground], Iterator[Figure]]
 
 ALL: Mapping[str, Measure] = {
     "W1a": w1_pipeline.measure,
+    "W1b": w1_fleet.measure,
     "W2": w2_latency.measure,
     "W3": w3_projection.measure,
 }

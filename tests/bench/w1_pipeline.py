@@ -130,6 +130,11 @@ def measure(ground: Ground) -> Iterator[Figure]:
     yield Figure("W1a CPU of three stages", cpu["engines"], "µs/task", "by hand", cpu["by hand"])
 
 
+def by_hand(ground: Ground) -> float:
+    """Tasks a second of the loop by hand, once."""
+    return _side(ground, partial(run_loop, decode=True), STAGES[-1]).rate
+
+
 def _side(ground: Ground, runner: Callable[[Stage], None], last_role: str) -> Measured:
     """Start one side, see tasks come through, then take the time of all the others."""
     count, warm_up = ground.count(TASKS), ground.count(WARM_UP, KEYS)

@@ -1,0 +1,159 @@
+"""Reads and writes everything that a fleet does: W1b, how many tasks a second the whole fleet does.
+
+Every process is the command that a user runs (`convoy orchestrator`, …), one of each kind; only the model
+behind the roles is a stub that answers at once. A job works on 200 files of a real repository: three edits
+of each file by the generator, one after the other, a review of what came of them, and the tester, who finds
+nothing to write (running tests would measure the sandbox). With the import and the branch that it ends with
+that is a job of 1,000 tasks and two of git. The clock starts with the first submission and stops when the
+last job has ended; then an audit must find that nothing was lost, doubled or out of order.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from redis import Redis
+
+from codeconvoy.orchestrator import fleet as parts
+from codeconvoy.orchestrator.submit import submit
+from codeconvoy.schemas.job_facts import JobStatus
+from codeconvoy.schemas.job_spec import JobSpec, Pipeline, TaskSpec
+from codeconvoy.schemas.job_state import JobState, TaskStatus
+from codeconvoy.schemas.topics import partition_of
+from codeconvoy.workers.projector import JOBS, status_field
+from tests.bench import w1_pipeline
+from tests.bench.events import content_at, path_of
+from tests.bench.figures import Figure, Wrong
+from tests.bench.ground import Ground
+from tests.bench.stub_agents import installed, roles_file
+from tests.fleets import Fleet, unique_prefix
+from tests.git_repos import repository
+from tests.services import erase_prefix
+
+JOB_COUNT, FILES, EDITS = 20, 200, 3
+ROLES = ("generator", "reviewer", "tester")
+PROCESSES = ("orchestrator", "projector", "detector", "git", *ROLES)
+PARTITIONS = 12
+CONCURRENCY = 100
+SECONDS = 1_800.0
+PAUSE = 0.1
+TELL_SECONDS = 5.0
+
+
+@contextmanager
+def fleet(ground: Ground, name: str, roles: str) -> Iterator[Fleet]:
+    """A fleet with the product's own settings, and stubs in place of models."""
+    prefix = unique_prefix()
+    directory = ground.directory / f"{name}-{prefix}"
+    environment = {
+        "CONVOY_PARTITIONS": str(PARTITIONS),
+        "CONVOY_KAFKA_OPTIONS": "{}",
+        **installed(directory / "installed"),
+    }
+    try:
+        with Fleet(
+            ground.kafka, ground.redis, prefix, directory, roles=roles, environment=environment
+        ) as started:
+            yield started
+    finally:
+        erase_prefix(ground.redis, prefix)
+
+
+def measure(ground: Ground) -> Iterator[Figure]:
+    """The figures of W1b.
+
+    Raises:
+        Wrong: a job did not succeed, or the audit found a difference.
+    """
+    by_hand = w1_pipeline.by_hand(ground)
+    jobs, files = ground.count(JOB_COUNT, 2), max(10, round(FILES * min(1.0, ground.scale * 2)))
+    with fleet(ground, "w1b", roles_file(CONCURRENCY)) as started:
+        contents = {path_of(file): content_at(0) for file in range(files)}
+        work_tree = repository(started.directory / "repository", contents)
+        started.start(*PROCESSES)
+        _run(ground, started, [_job(work_tree, "warm-up", 2)])
+        before = _cpu(started)
+        began = time.monotonic()
+        states = _run(ground, started, [_job(work_tree, f"job-{number}", files) for number in range(jobs)])
+        elapsed = time.monotonic() - began
+        used = {name: seconds - before[name] for name, seconds in _cpu(started).items()}
+        done = _count(states)
+        ground.say(f"W1b: {done:,} tasks in {elapsed:.1f} s; the audit begins")
+        report = started.audit()
+        if not report.clean:
+            raise Wrong(f"W1b: the audit found {report.findings.kept[:3]}")
+    how = (
+        f"{jobs} jobs of {files * (EDITS + 2):,} tasks on {files} files, {len(PROCESSES)} processes, "
+        f"{CONCURRENCY} slots a role; audit clean; by hand: W1a's loop with three processes"
+    )
+    yield Figure("W1b whole fleet", done / elapsed, "tasks/s", "by hand", by_hand, 0.1, how=how)
+    for name, seconds in used.items():
+        yield Figure(f"W1b CPU {name}", 1e3 * seconds / done, "ms/task")
+
+
+def _job(work_tree: Path, workspace: str, files: int) -> JobSpec:
+    return JobSpec(
+        repository=str(work_tree),
+        workspace=workspace,
+        branch=f"bench/{workspace}",
+        goal="Note who was here",
+        tasks=tuple(TaskSpec(role="generator", path=path_of(file)) for file in range(files)) * EDITS,
+        pipeline=Pipeline(generate=("generator",), review=("reviewer",), test=("tester",)),
+    )
+
+
+def _run(ground: Ground, started: Fleet, specs: Sequence[JobSpec]) -> list[JobState]:
+    """Submit jobs all at once, wait for their ends, and see that they succeeded."""
+
+    async def send(connected: parts.Fleet) -> list[str]:
+        return [await submit(connected, spec, "bench") for spec in specs]
+
+    job_ids = started.ask(send)
+    _wait(ground, started, job_ids)
+    states = [started.job(job_id) for job_id in job_ids]
+    for state in states:
+        if state is None or state.status is not JobStatus.SUCCEEDED:
+            raise Wrong(f"W1b: a job ended as {state and (state.status, state.reason)}\n{started.logs()}")
+    return [state for state in states if state is not None]
+
+
+def _wait(ground: Ground, started: Fleet, job_ids: Sequence[str]) -> None:
+    """Look at the jobs' status alone: a whole job is large."""
+    names = {job_id: f"{{{started.prefix}:{JOBS}:{partition_of(job_id, PARTITIONS)}}}" for job_id in job_ids}
+    deadline = time.monotonic() + SECONDS
+    told = time.monotonic()
+    with Redis.from_url(ground.redis) as redis:
+        while names:
+            for job_id, name in list(names.items()):
+                raw: bytes | None = redis.hget(name, status_field(job_id))
+                if raw is not None and JobStatus(raw.decode()).ended:
+                    del names[job_id]
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                ended = len(job_ids) - len(names)
+                ground.say(f"W1b: {ended} of {len(job_ids)} jobs ended, tasks done {_progress(started)}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{len(names)} jobs did not end within {SECONDS:.0f} s\n{started.logs()}")
+            time.sleep(PAUSE)
+
+
+def _progress(started: Fleet) -> str:
+    return ", ".join(f"{role} {started[role].metric('convoy_records_total'):,.0f}" for role in ROLES)
+
+
+def _count(states: Sequence[JobState]) -> int:
+    """The tasks of roles that were done (git's are left out), each round of each of them."""
+    return sum(
+        state.task.round
+        for job in states
+        for state in job.tasks.values()
+        if state.task.role in ROLES and state.status is TaskStatus.DONE
+    )
+
+
+def _cpu(started: Fleet) -> Mapping[str, float]:
+    """Seconds of CPU of each process so far."""
+    times = {name: psutil.Process(member.pid).cpu_times() for name, member in started.members.items()}
+    return {name: found.user + found.system for name, found in times.items()}

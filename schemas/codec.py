@@ -5,12 +5,16 @@ fingerprint (8 bytes, little-endian), the Avro body. Confluent's wire format, wh
 registry is configured: 00, the schema's id (4 bytes, big-endian), the body. With a registry both
 are read. Dead letters are always single-object, for they travel in a header.
 
+Bytes of the current schemas are written and read by functions that are made for them (see
+`compiled`); fastavro does it with any other schema, and says what is wrong where that fails.
+
 Schemas are pinned: bytes are only ever decoded with a schema of this package, the current ones
 and those under `released/<version>/` (which stay readable for ever), so nobody can send a schema
 that explodes. To release, copy `*.avsc` to a new folder under `released/`.
 """
 
 import json
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,8 +26,9 @@ import fastavro
 import msgspec
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
+from codeconvoy.schemas.compiled import Compiled, compile_record
 from codeconvoy.schemas.dead_letters import DeadLetter
-from codeconvoy.schemas.errors import Flaw, TooLarge, Undecodable
+from codeconvoy.schemas.errors import Flaw, TooLarge, Undecodable, Unencodable
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.job_facts import JobFact
 from codeconvoy.schemas.sanity import problem
@@ -52,8 +57,8 @@ _TAG = "-type"
 
 _SINGLE_OBJECT = b"\xc3\x01"
 _CONFLUENT = b"\x00"
-_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, OverflowError)
-"""What fastavro and msgspec raise on types that do not fit (their own errors are among these)."""
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, OverflowError, struct.error)
+"""What is raised on types that do not fit (fastavro's and msgspec's own errors are among these)."""
 
 Schema = dict[str, Any]
 
@@ -86,6 +91,8 @@ class _Writer:
     schema: Schema
     reader: Schema | None
     """The current schema, where it is another one."""
+    compiled: Compiled | None
+    """What reads these bytes, where it is the very shape of the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +122,9 @@ def _folders(folder: Traversable) -> list[Traversable]:
 class Codec:
     """Encodes and decodes every record. Make it with `Codec.create`, once a process."""
 
-    _schemas: Mapping[type[Record], Schema]
-    _prints: Mapping[type[Record], bytes]
-    """The fingerprints of the current schemas."""
+    _current: Mapping[type[Record], "_Writer"]
+    _markers: Mapping[type[Record], bytes]
+    """What stands before a record's body where no registry is used: marker and fingerprint."""
     _writers: Mapping[bytes, _Writer]
     """By fingerprint."""
     _registry: Registry | None = None
@@ -146,37 +153,37 @@ class Codec:
             Unavailable: the registry can't be used.
         """
         texts = schemas or SchemaSet.of_package()
-        current = {kind: _parsed(text) for kind, text in texts.current.items()}
+        schemas_now = {kind: _parsed(text) for kind, text in texts.current.items()}
         writers = {
-            _fingerprint(text): _Writer(kind, _parsed(text), current[kind]) for kind, text in texts.released
+            _fingerprint(text): _Writer(kind, _parsed(text), schemas_now[kind], None)
+            for kind, text in texts.released
         }
         prints = {kind: _fingerprint(text) for kind, text in texts.current.items()}
-        writers |= {prints[kind]: _Writer(kind, schema, None) for kind, schema in current.items()}
+        current = {
+            kind: _Writer(kind, schema, None, compile_record(kind, schema))
+            for kind, schema in schemas_now.items()
+        }
+        writers |= {prints[kind]: writer for kind, writer in current.items()}
         ids = {} if registry is None else _register(registry, topics or Topics(), roles, texts.current)
-        by_id = {id_: writers[prints[kind]] for (kind, _), id_ in ids.items()}
-        return cls(current, prints, writers, registry, ids, by_id)
+        by_id = {id_: current[kind] for (kind, _), id_ in ids.items()}
+        markers = {kind: _SINGLE_OBJECT + mark for kind, mark in prints.items()}
+        return cls(current, markers, writers, registry, ids, by_id)
 
     def encode(self, record: Record) -> bytes:
         """The record's bytes, framed.
 
         Raises:
             TooLarge: they would be over `MAX_RECORD_BYTES`.
-            Undecodable: `decode` would refuse them (`Flaw.WRONG_TYPES`).
+            Unencodable: `decode` would refuse them.
         """
-        kind = type(record)
-        out = BytesIO()
-        out.write(self._marker(record))
-        try:
-            plain = msgspec.to_builtins(record, builtin_types=(bytes,))
-            _untag(plain, _UNIONS[kind])
-            fastavro.schemaless_writer(out, self._schemas[kind], plain)
-        except _MALFORMED as error:
-            raise Undecodable(Flaw.WRONG_TYPES, f"{kind.__name__}: {error}") from error
+        writer = self._current[type(record)]
+        value = self._marker(record) + _written(record, writer)
         if found := problem(record):
-            raise Undecodable(Flaw.WRONG_TYPES, found)
-        value = out.getvalue()
+            raise Unencodable(found)
         if len(value) > MAX_RECORD_BYTES:
-            raise TooLarge(f"{kind.__name__} of {len(value)} bytes, over the cap of {MAX_RECORD_BYTES}")
+            raise TooLarge(
+                f"{writer.kind.__name__} of {len(value)} bytes, over the cap of {MAX_RECORD_BYTES}"
+            )
         return value
 
     def decode(self, value: bytes, kind: type[R]) -> R:
@@ -193,12 +200,7 @@ class Codec:
             raise Undecodable(
                 Flaw.WRONG_TYPES, f"it holds a {writer.kind.__name__}, where a {kind.__name__} belongs"
             )
-        plain = _read(value, start, writer)
-        _tag(plain, _UNIONS[writer.kind])
-        try:
-            record = msgspec.convert(plain, kind)
-        except msgspec.ValidationError as error:
-            raise Undecodable(Flaw.WRONG_TYPES, str(error)) from error
+        record = _read(value, start, writer, kind)
         if found := problem(record):
             raise Undecodable(Flaw.WRONG_TYPES, found)
         return record
@@ -206,8 +208,8 @@ class Codec:
     def _marker(self, record: Record) -> bytes:
         """What stands before the record's body. A role that was not registered does without."""
         kind = type(record)
-        id_ = self._ids.get((kind, record.role if isinstance(record, Task) else ""))
-        return _SINGLE_OBJECT + self._prints[kind] if id_ is None else _CONFLUENT + id_.to_bytes(4, "big")
+        id_ = self._ids.get((kind, record.role if isinstance(record, Task) else "")) if self._ids else None
+        return self._markers[kind] if id_ is None else _CONFLUENT + id_.to_bytes(4, "big")
 
     def _writer(self, value: bytes) -> tuple[_Writer, int]:
         """The schema that the bytes name, and where the body begins."""
@@ -238,7 +240,50 @@ class Codec:
         return writer
 
 
-def _read(value: bytes, start: int, writer: _Writer) -> dict[str, Any]:
+def _written(record: Record, writer: _Writer) -> bytes:
+    """The record's body.
+
+    Raises:
+        Unencodable: its values are not of the types that the schema wants.
+    """
+    if writer.compiled is not None:
+        out = bytearray()
+        try:
+            writer.compiled.write(out, record)
+        except _MALFORMED:
+            pass  # what is wrong is said below
+        else:
+            return bytes(out)
+    body = BytesIO()
+    try:
+        plain = msgspec.to_builtins(record, builtin_types=(bytes,))
+        _untag(plain, _UNIONS[writer.kind])
+        fastavro.schemaless_writer(body, writer.schema, plain)
+    except _MALFORMED as error:
+        raise Unencodable(f"{writer.kind.__name__}: {error}") from error
+    return body.getvalue()
+
+
+def _read(value: bytes, start: int, writer: _Writer, kind: type[R]) -> R:
+    """The record whose body begins there."""
+    if writer.compiled is not None:
+        try:
+            record, end = writer.compiled.read(value, start)
+        except _MALFORMED:
+            pass  # a rarer spelling, or garbage: see below
+        else:
+            if end == len(value):
+                assert isinstance(record, kind)
+                return record
+    plain = _plain(value, start, writer)
+    _tag(plain, _UNIONS[writer.kind])
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:
+        raise Undecodable(Flaw.WRONG_TYPES, str(error)) from error
+
+
+def _plain(value: bytes, start: int, writer: _Writer) -> dict[str, Any]:
     """The record as builtins; unions of records as (name, fields)."""
     source = BytesIO(value)
     source.seek(start)

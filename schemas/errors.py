@@ -28,7 +28,7 @@ class Unavailable(ConvoyError):
 
 
 class Flaw(StrEnum):
-    """Why bytes could not be decoded (or a record not encoded)."""
+    """Why bytes could not be decoded."""
 
     NO_MARKER = "no_marker"
     TRUNCATED = "truncated"
@@ -91,5 +91,9 @@ class AgentError(ConvoyError):
         self.reason, self.retryable = reason, retryable
 
 
-class TooLarge(ConvoyError):
+class Unencodable(ConvoyError):
+    """A record of our own that no reader would take: it was not written. Never garbage that was read."""
+
+
+class TooLarge(Unencodable):
     """A record is over its cap, and was not sent."""

@@ -20,116 +20,121 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 def problem(record: events.Event | job_facts.JobFact | tasks.Task | DeadLetter) -> str:
     """What is wrong with the record; empty where nothing is."""
     if isinstance(record, events.Event):
-        return _first(_event(record))
+        return _event(record)
     if isinstance(record, job_facts.JobFact):
-        return _first(_fact(record.payload))
+        check = _FACTS.get(type(record.payload))
+        return check(record.payload) if check else ""
     if isinstance(record, tasks.Task):
-        return _first(_task(record))
+        return _task(record)
     return ""
 
 
-def _first(problems: Iterable[str]) -> str:
-    return next(iter(problems), "")
-
-
-def _event(event: events.Event) -> Iterable[str]:
+def _event(event: events.Event) -> str:
     payload = event.payload
     if events.TYPE_OF.get(type(payload)) is not event.event_type:
-        yield f"event_type {event.event_type} holds a {type(payload).__name__}"
-    yield from _workspace(event.workspace)
-    yield from _not_negative("round", event.round)
-    yield from _paths("file_path", [event.file_path])
-    yield from _paths("reads", [read.path for read in event.reads])
-    if event.changeset is not None:
-        yield from _paths("participants", event.changeset.participants)
-        yield from _paths("read_claims", [read.path for read in event.changeset.read_claims])
-    if event.usage is not None:
-        yield from _sha256("prompt_sha256", event.usage.prompt_sha256)
+        return f"event_type {event.event_type} holds a {type(payload).__name__}"
     check = _PAYLOADS.get(type(payload))
-    if check:
-        yield from check(payload)
+    return (
+        _workspace(event.workspace)
+        or _not_negative("round", event.round)
+        or _path("file_path", event.file_path)
+        or (_paths("reads", [read.path for read in event.reads]) if event.reads else "")
+        or (_changeset(event.changeset) if event.changeset is not None else "")
+        or (_sha256("prompt_sha256", event.usage.prompt_sha256) if event.usage is not None else "")
+        or (check(payload) if check else "")
+    )
 
 
-def _patch(patch: events.Patch) -> Iterable[str]:
+def _changeset(changeset: events.Changeset) -> str:
+    claimed = [read.path for read in changeset.read_claims]
+    return _paths("participants", changeset.participants) or _paths("read_claims", claimed)
+
+
+def _patch(patch: events.Patch) -> str:
     for name, value in (("base_sha256", patch.base_sha256), ("result_sha256", patch.result_sha256)):
-        if value is not None:
-            yield from _sha256(name, value)
+        if value is not None and (found := _sha256(name, value)):
+            return found
     done = 0
     for hunk in patch.hunks:
         if hunk.start < done or hunk.removed < 0:
-            yield f"the hunk at line {hunk.start} is negative or overlaps the one before it"
+            return f"the hunk at line {hunk.start} is negative or overlaps the one before it"
         done = hunk.start + hunk.removed
+    return ""
 
 
-def _conflict(payload: Any) -> Iterable[str]:
+def _conflict(payload: Any) -> str:
     """A ConflictDetected event or a FileForked fact."""
-    yield from _not_negative("attempt", payload.attempt)
     if any(not 0 <= part.start <= part.end for part in payload.overlaps):
-        yield "a line range of overlaps runs backwards"
+        return "a line range of overlaps runs backwards"
+    return _not_negative("attempt", payload.attempt)
 
 
-_PAYLOADS: dict[type, Callable[[Any], Iterable[str]]] = {
+_PAYLOADS: dict[type, Callable[[Any], str]] = {
     events.CodeGenerated: lambda payload: _patch(payload.patch),
     events.CodeModified: lambda payload: _patch(payload.patch),
-    events.TestWritten: lambda payload: [*_patch(payload.patch), *_paths("covers", payload.covers)],
+    events.TestWritten: lambda payload: _patch(payload.patch) or _paths("covers", payload.covers),
     events.ConflictResolved: lambda payload: _patch(payload.patch),
     events.CodeReverted: lambda payload: _patch(payload.patch),
     events.FileImported: lambda payload: _patch(payload.patch),
     events.FileDeleted: lambda payload: _patch(payload.patch),
     events.ConflictDetected: _conflict,
     events.ResolutionFailed: lambda payload: _not_negative("attempt", payload.attempt),
-    events.ReadNoted: lambda payload: _paths("reader_path", [payload.reader_path]),
-    events.ContextStale: lambda payload: _paths("read_path", [payload.read_path]),
+    events.ReadNoted: lambda payload: _path("reader_path", payload.reader_path),
+    events.ContextStale: lambda payload: _path("read_path", payload.read_path),
     events.RoundVoided: lambda payload: _not_negative("round", payload.round),
 }
 
 
-def _fact(payload: job_facts.FactPayload) -> Iterable[str]:
-    if isinstance(
-        payload,
-        job_facts.TaskDispatched
-        | job_facts.DeadlinePassed
-        | job_facts.TaskDone
-        | job_facts.TaskFailed
-        | job_facts.EventJudged,
-    ):
-        yield from _not_negative("round", payload.round)
-    if isinstance(payload, job_facts.EventJudged | job_facts.FileForked | job_facts.FileSettled):
-        yield from _paths("path", [payload.path])
-    if isinstance(payload, job_facts.FileForked):
-        yield from _conflict(payload)
-    if isinstance(payload, job_facts.TaskDone) and isinstance(payload.result, job_facts.Worked):
-        yield from _paths("events", [emitted.path for emitted in payload.result.events])
+def _done(payload: job_facts.TaskDone) -> str:
+    result = payload.result
+    written = result.events if isinstance(result, job_facts.Worked) else ()
+    return _not_negative("round", payload.round) or _paths("events", [event.path for event in written])
 
 
-def _task(task: tasks.Task) -> Iterable[str]:
-    yield from _workspace(task.workspace)
-    yield from _not_negative("round", task.round)
-    if task.path:  # a task of the whole job has none
-        yield from _paths("path", [task.path])
-    yield from _paths("reads", task.reads)
-    if isinstance(task.work, tasks.EditWork):
-        yield from _paths("also", task.work.also)
-    elif isinstance(task.work, tasks.TestWork):
-        yield from _paths("test_path", [task.work.test_path])
+_FACTS: dict[type, Callable[[Any], str]] = {
+    job_facts.TaskDispatched: lambda payload: _not_negative("round", payload.round),
+    job_facts.DeadlinePassed: lambda payload: _not_negative("round", payload.round),
+    job_facts.TaskDone: _done,
+    job_facts.TaskFailed: lambda payload: _not_negative("round", payload.round),
+    job_facts.EventJudged: lambda payload: (
+        _not_negative("round", payload.round) or _path("path", payload.path)
+    ),
+    job_facts.FileForked: lambda payload: _path("path", payload.path) or _conflict(payload),
+    job_facts.FileSettled: lambda payload: _path("path", payload.path),
+}
 
 
-def _paths(name: str, paths: Iterable[str]) -> Iterable[str]:
-    return (f"{name}: {path[:200]!a} is not a normalised path" for path in paths if not is_normal(path))
+def _task(task: tasks.Task) -> str:
+    work = task.work
+    return (
+        _workspace(task.workspace)
+        or _not_negative("round", task.round)
+        or (_path("path", task.path) if task.path else "")  # a task of the whole job has none
+        or _paths("reads", task.reads)
+        or (_paths("also", work.also) if isinstance(work, tasks.EditWork) else "")
+        or (_path("test_path", work.test_path) if isinstance(work, tasks.TestWork) else "")
+    )
 
 
-def _sha256(name: str, value: str) -> Iterable[str]:
-    if not _SHA256.match(value):
-        yield f"{name} is not a SHA-256 in lower-case hex"
+def _paths(name: str, paths: Iterable[str]) -> str:
+    return next((found for path in paths if (found := _path(name, path))), "") if paths else ""
 
 
-def _not_negative(name: str, value: int) -> Iterable[str]:
-    if value < 0:
-        yield f"{name} is negative"
+def _path(name: str, path: str) -> str:
+    return "" if is_normal(path) else f"{name}: {path[:200]!a} is not a normalised path"
 
 
-def _workspace(name: str) -> Iterable[str]:
+def _sha256(name: str, value: str) -> str:
+    return "" if _SHA256.match(value) else f"{name} is not a SHA-256 in lower-case hex"
+
+
+def _not_negative(name: str, value: int) -> str:
+    return f"{name} is negative" if value < 0 else ""
+
+
+def _workspace(name: str) -> str:
     try:
         check_workspace(name)
     except BadInput as error:
-        yield str(error)
+        return str(error)
+    return ""

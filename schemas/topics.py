@@ -6,6 +6,7 @@ the partitioner is Java's default (murmur2), the partition count is fixed at cre
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from codeconvoy.schemas.errors import BadInput
 
@@ -121,6 +122,7 @@ def murmur2(data: bytes) -> int:
     return h - (1 << 32) if h & 0x80000000 else h
 
 
+@lru_cache(maxsize=16_384)
 def partition_of(key: str, partitions: int) -> int:
     """The partition of a key: the same that librdkafka's `murmur2_random` and Java's clients choose."""
     return (murmur2(key.encode()) & 0x7FFFFFFF) % partitions

@@ -10,7 +10,7 @@ import pytest
 from codeconvoy.schemas import events
 from codeconvoy.schemas.codec import FILES, Codec, Record, SchemaSet
 from codeconvoy.schemas.dead_letters import DeadLetter
-from codeconvoy.schemas.errors import Flaw, TooLarge, Unavailable, Undecodable
+from codeconvoy.schemas.errors import Flaw, TooLarge, Unavailable, Undecodable, Unencodable
 from codeconvoy.schemas.events import Event, EventType, Hunk
 from codeconvoy.schemas.registry import ConfluentRegistry
 from codeconvoy.schemas.tasks import Task
@@ -135,9 +135,8 @@ INSANE: list[tuple[Record, str]] = [
 def test_an_insane_record_is_neither_written_nor_read(
     record: Record, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Undecodable, match=reason) as caught:
+    with pytest.raises(Unencodable, match=reason):
         CODEC.encode(record)
-    assert caught.value.flaw is Flaw.WRONG_TYPES
     with monkeypatch.context() as careless:
         careless.setattr("codeconvoy.schemas.codec.problem", lambda record: "")
         value = CODEC.encode(record)
@@ -157,9 +156,26 @@ def test_an_insane_record_is_neither_written_nor_read(
     ],
 )
 def test_wrong_types_are_not_written(changes: dict[str, Any]) -> None:
-    with pytest.raises(Undecodable) as caught:
+    with pytest.raises(Unencodable, match="Event"):
         CODEC.encode(replace(EVENT, **changes))
-    assert caught.value.flaw is Flaw.WRONG_TYPES
+
+
+def test_what_we_can_not_write_is_not_taken_for_garbage_that_we_read() -> None:
+    assert not issubclass(Unencodable, Undecodable)
+    assert issubclass(TooLarge, Unencodable)
+
+
+def test_rarer_spellings_of_the_same_record_are_read() -> None:
+    """Arrays in several blocks, one of them with its size in bytes, and a number with a needless byte."""
+    event = replace(EVENT, parent_event_ids=("one", "two"), round=1)
+    value = CODEC.encode(event)
+    two_blocks = value.replace(b"\x04\x06one\x06two\0", b"\x02\x06one\x01\x08\x06two\0")
+    assert len(two_blocks) == len(value) + 2
+    assert CODEC.decode(two_blocks, Event) == event
+    task_id = event.task_id.encode()
+    overlong = value.replace(task_id + b"\x02", task_id + b"\x82\0")
+    assert len(overlong) == len(value) + 1
+    assert CODEC.decode(overlong, Event) == event
 
 
 def test_types_that_only_the_record_can_tell_are_refused() -> None:

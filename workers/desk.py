@@ -32,6 +32,8 @@ from codeconvoy.workers.engine.bus import Outgoing, Reader, Record, TopicPartiti
 from codeconvoy.workers.projection import Projection, wait_passed
 from codeconvoy.workers.roles.role import Version
 
+_OVER = frozenset((TaskStatus.CANCELLED, TaskStatus.FAILED, TaskStatus.REPORTED, TaskStatus.DONE))
+"""Its word is on the log, and with it the offset of its record; or nobody waits for it."""
 COLLECTS = 5
 """Times that a snapshot is tried before the task waits."""
 BARRIER_SECONDS = 30.0
@@ -54,15 +56,16 @@ class Desk:
     # Before the work ----------------------------------------------------------------------------
 
     async def is_void(self, task: Task) -> bool:
-        """True where nobody waits for this round any more: its job has ended, or a later one runs.
+        """True where nobody waits for this round any more: its job has ended, a later one runs, or it
+        was done by somebody else, while this process did not know that it had lost the task.
         A job that the projection has not heard of yet is waited for."""
         standing = await self.projection.standing(task.job_id, task.task_id)
         if standing is None:
             return False
         if standing.job not in (JobStatus.RUNNING, JobStatus.ENDING):
             return True
-        given_up = standing.task in (TaskStatus.CANCELLED, TaskStatus.FAILED)
-        return standing.round > task.round or (standing.round == task.round and given_up)
+        over = standing.task in _OVER
+        return standing.round > task.round or (standing.round == task.round and over)
 
     async def snapshot(self, task: Task, paths: Sequence[str]) -> Mapping[str, FileHistory]:
         """The histories of these files at one moment that holds all the task must see.

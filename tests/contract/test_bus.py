@@ -1,10 +1,12 @@
 """One suite for both buses: what the engines rely on holds in memory and on a real Kafka."""
 
 import asyncio
+import gc
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,24 +21,8 @@ from codeconvoy.workers.engine.bus import (
     Record,
     TopicPartition,
 )
-from codeconvoy.workers.engine.kafka_bus import KafkaBus
 from codeconvoy.workers.engine.limits import MAX_METADATA
-from codeconvoy.workers.engine.memory_bus import MemoryBus
-
-SECONDS = 20.0
-PARTITIONS = 4
-
-
-@dataclass
-class World:
-    """A broker, and a way to get the bus of one more process on it."""
-
-    another: Callable[[], Bus]
-    prefix: str
-    names: Iterator[int] = field(default_factory=lambda: iter(range(1_000)))
-
-    def name(self, kind: str) -> str:
-        return f"{self.prefix}.{kind}{next(self.names)}"
+from tests.contract.worlds import PARTITIONS, SECONDS, World, bus_with_topic, read_all, run
 
 
 @dataclass
@@ -68,34 +54,6 @@ class Listener:
         self.owned -= set(partitions)
 
 
-@pytest.fixture(params=["memory", "kafka", "kafka-848"])
-def world(request: pytest.FixtureRequest, prefix: str) -> World:
-    if request.param == "memory":
-        first = MemoryBus()
-        return World(first.another, prefix)
-    settings = {"bootstrap.servers": request.getfixturevalue("kafka")}
-    if request.param == "kafka-848":
-        settings["group.protocol"] = "consumer"
-    return World(lambda: KafkaBus(settings), prefix)
-
-
-@asynccontextmanager
-async def bus_with_topic(world: World, **config: str) -> AsyncIterator[tuple[Bus, str]]:
-    bus, topic = world.another(), world.name("topic")
-    await bus.create_topics({topic: config}, PARTITIONS)
-    try:
-        yield bus, topic
-    finally:
-        await bus.close()
-
-
-def run(test: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        await asyncio.wait_for(test, SECONDS)
-
-    asyncio.run(bounded())
-
-
 @dataclass
 class Member:
     """A consumer that keeps what its polls brought until a test asks for it."""
@@ -125,20 +83,6 @@ class Member:
         for _ in range(3):
             self.kept += await self.consumer.poll(100, 0.1)
         assert self.kept == []
-
-
-async def read_all(bus: Bus, at: TopicPartition) -> list[Record]:
-    reader = bus.reader()
-    _, high = await reader.watermarks(at)
-    found: list[Record] = []
-    offset = 0
-    deadline = time.monotonic() + SECONDS
-    while offset < high:
-        assert time.monotonic() < deadline, f"{offset} of {high}"
-        found += await reader.read(at, offset, 50, 0.2)
-        offset = await reader.position(at)
-    await reader.close()
-    return found
 
 
 def outs(topic: str, *values: str, key: str = "k", partition: int | None = 0) -> list[Outgoing]:
@@ -188,7 +132,7 @@ def test_headers_key_and_value_come_back_as_they_were(world: World) -> None:
                     Outgoing(topic, raw, b"", partition=3),
                 ]
             )
-            first, second = await read_all(bus, TopicPartition(topic, 3))
+            first, second = await read_all(bus.reader(), TopicPartition(topic, 3))
             assert (first.key, first.value, dict(first.headers)) == ("w:päth.py", bytes(range(256)), headers)
             assert first.at == TopicPartition(topic, 3)
             assert (second.key, second.value, dict(second.headers)) == (raw, b"", {})
@@ -216,7 +160,7 @@ def test_outputs_and_offsets_take_effect_together(world: World) -> None:
             await joined(bus, group, topic, again)
             assert again.committed[at] == Committed(2, "")
             assert again.committed[TopicPartition(topic, 1)] is None
-            assert values(await read_all(bus, TopicPartition(topic, 1))) == ["out"]
+            assert values(await read_all(bus.reader(), TopicPartition(topic, 1))) == ["out"]
 
     run(test())
 
@@ -238,7 +182,7 @@ def test_an_aborted_transaction_leaves_nothing_but_a_gap(world: World) -> None:
             await producer.transaction(outs(topic, "after"))
             found = await member.records(2)
             assert values(found) == ["before", "after"]
-            assert values(await read_all(bus, at)) == ["before", "after"]
+            assert values(await read_all(bus.reader(), at)) == ["before", "after"]
             await member.nothing()
             await member.consumer.close()
             again = Listener()
@@ -255,7 +199,7 @@ def test_a_partition_that_does_not_exist_aborts(world: World) -> None:
             with pytest.raises(Aborted):
                 await producer.transaction(outs(topic, "gone") + outs(topic, "nowhere", partition=99))
             await producer.transaction(outs(topic, "next"))
-            assert values(await read_all(bus, TopicPartition(topic, 0))) == ["next"]
+            assert values(await read_all(bus.reader(), TopicPartition(topic, 0))) == ["next"]
 
     run(test())
 
@@ -272,7 +216,7 @@ def test_a_newer_producer_fences_the_older(world: World) -> None:
             await new.transaction(outs(topic, "new"))
             with pytest.raises(Fenced):
                 await old.transaction(outs(topic, "still too late"))
-            assert values(await read_all(bus, TopicPartition(topic, 0))) == ["old", "new"]
+            assert values(await read_all(bus.reader(), TopicPartition(topic, 0))) == ["old", "new"]
 
     run(test())
 
@@ -289,7 +233,7 @@ def test_oversize_is_refused_before_anything_is_sent(world: World) -> None:
             with pytest.raises(TooLarge):
                 await producer.transaction([], {at: Committed(0, "m" * (MAX_METADATA + 1))}, "g", None)
             await producer.transaction([largest])
-            assert [len(record.value) for record in await read_all(bus, at)] == [MAX_RECORD_BYTES]
+            assert [len(record.value) for record in await read_all(bus.reader(), at)] == [MAX_RECORD_BYTES]
 
     run(test())
 
@@ -335,7 +279,7 @@ def test_a_token_is_refused_before_joining_and_when_stale(world: World) -> None:
             # membership, not ownership. The engines have to check ownership themselves.
             fresh = await first.consumer.group_token()
             await producer.transaction(outs(topic, "fresh"), {taken: Committed(0, "mine")}, group, fresh)
-            assert values(await read_all(bus, at)) == ["fresh"]
+            assert values(await read_all(bus.reader(), at)) == ["fresh"]
             await first.consumer.close()
             await second.consumer.close()
             again = Listener()
@@ -434,7 +378,7 @@ def test_positions_and_readers_pass_markers(world: World) -> None:
                 TopicPartition(topic, number): 5 if number == 0 else 0 for number in range(PARTITIONS)
             }
             assert await reader.watermarks(at) == (0, 5)
-            assert [record.offset for record in await read_all(bus, at)] == [0, 1, 3]
+            assert [record.offset for record in await read_all(bus.reader(), at)] == [0, 1, 3]
             found = list(await reader.read(at, 1, 1, SECONDS))
             while len(found) < 2:
                 found += await reader.read(at, found[-1].offset + 1, 5, SECONDS)
@@ -656,3 +600,38 @@ async def exactly(
         found += await read(at, offset, count - len(found), SECONDS)
         offset = found[-1].offset + 1
     return found
+
+
+def test_a_closed_client_is_let_go(world: World) -> None:
+    """A Kafka client keeps thread-local storage until it is freed, and a process has little of that."""
+
+    async def go() -> None:
+        async with bus_with_topic(world) as (bus, _):
+            reader = bus.reader()
+            gone = weakref.ref(reader)
+            await reader.close()
+            del reader
+            bus.reader()
+            gc.collect()
+            assert gone() is None
+
+    run(go())
+
+
+def test_lag_is_what_is_left_to_read(world: World) -> None:
+    async def go() -> None:
+        async with bus_with_topic(world) as (bus, topic):
+            producer = await bus.producer(world.name("producer"))
+            member = await joined(bus, world.name("group"), topic, Listener())
+            await producer.transaction(outs(topic, *"abcdefghij"))
+            await member.until(lambda: len(member.kept) >= 1)
+            while len(member.kept) < 10:
+                member.kept += await member.consumer.poll(1, 0.1)
+            deadline = time.monotonic() + SECONDS
+            # A marker at the end may count.
+            while sum((await member.consumer.lag()).values()) > 1:
+                assert time.monotonic() < deadline
+                await member.consumer.poll(1, 0.1)
+            assert set(await member.consumer.lag()) == {TopicPartition(topic, n) for n in range(PARTITIONS)}
+
+    run(go())

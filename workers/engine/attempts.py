@@ -1,9 +1,9 @@
 """Reads and writes how often a task was begun, in Redis: what finds a task that kills its process.
 
 A start is noted before the work begins and struck out when its outcome is committed, so a note that
-is found at the next start was left by a process that died. Then the task is a suspect, and so is
-each that was in flight with it. Suspects run apart from the others and, at the latest after a second
-death, one at a time; only a death that a task died alone counts against it.
+is found at the next start was left by a process that died. One death in company says little: the
+task goes on among others. After the second it is a suspect: it runs while nothing else does, and a
+death that it dies alone counts against it.
 
 A process that lives, but was put out of its group, leaves its notes behind as a dead one does. Notes
 are a safety net, not a truth: when Redis is lost, a killer is found that much later.
@@ -12,16 +12,17 @@ are a safety net, not a truth: when Redis is lost, a killer is found that much l
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
-from codeconvoy.workers.engine.state import reached
+from codeconvoy.schemas.errors import Unavailable
+from codeconvoy.workers.engine.scripts import reached, run_script
 
 KEEP_SECONDS = 86_400
 """How long notes of a partition stay after the last one."""
-SHARE = 8
-"""After one death in company, suspects run side by side on this part of the slots."""
+COMPANY = 2
+"""Deaths among others after which a task is a suspect."""
 
 _BEGIN = """
 local found = {}
@@ -52,8 +53,8 @@ class Attempt:
 
     @property
     def is_suspect(self) -> bool:
-        """True where a process has died of it, or of something beside it."""
-        return self.crashes + self.deaths > 0
+        """True where it may only be begun while nothing else is in flight."""
+        return self.crashes >= COMPANY or self.deaths > 0
 
     def after_crash(self) -> "Attempt":
         """What is held against it, now that the process that had begun it is known to have died."""
@@ -61,13 +62,9 @@ class Attempt:
             return Attempt(self.crashes, self.deaths + 1)
         return Attempt(self.crashes + 1, self.deaths)
 
-    def begun(self, *, alone: bool) -> "Attempt":
-        """The same, as it is begun once more."""
+    def in_flight(self, *, alone: bool) -> "Attempt":
+        """The same, while it is in flight alone, or is not any more."""
         return replace(self, alone=alone)
-
-    def at_once(self, slots: int) -> int:
-        """How many like it may be in flight at once, of so many slots."""
-        return max(1, slots // SHARE) if self.crashes == 1 and not self.deaths else 1
 
 
 UNSUSPECTED = Attempt()
@@ -80,8 +77,8 @@ class Attempts(Protocol):
         """Note a start, unless one is noted already: that one is answered, and nothing is written."""
         ...
 
-    async def begin_again(self, at: At, attempt: Attempt) -> None:
-        """Note a start over an earlier one."""
+    async def note(self, at: At, attempt: Attempt) -> None:
+        """Write over an earlier note."""
         ...
 
     async def strike_out(self, done: Sequence[At]) -> None:
@@ -102,7 +99,7 @@ class MemoryAttempts:
         self._notes[at] = attempt
         return None
 
-    async def begin_again(self, at: At, attempt: Attempt) -> None:
+    async def note(self, at: At, attempt: Attempt) -> None:
         """See `Attempts`."""
         self._notes[at] = attempt
 
@@ -129,7 +126,7 @@ class RedisAttempts:
             self._asking = asyncio.create_task(self._ask())
         return await answer
 
-    async def begin_again(self, at: At, attempt: Attempt) -> None:
+    async def note(self, at: At, attempt: Attempt) -> None:
         """See `Attempts`."""
         with reached():
             await self._redis.hset(self._key(at[0]), str(at[1]), _encode(attempt))
@@ -148,26 +145,31 @@ class RedisAttempts:
                 await pipeline.execute()
 
     async def _ask(self) -> None:
-        """One request after the other, each with all that has come up for a partition meanwhile."""
+        """One request after the other, each with all that has come up meanwhile."""
         while self._asked:
-            partition = next(iter(self._asked))
-            asked = self._asked.pop(partition)
-            args = [item for offset, attempt, _ in asked for item in (offset, _encode(attempt))]
+            asked, self._asked = self._asked, {}
+            calls = [
+                (self._key(partition), [KEEP_SECONDS, *_flat(starts)]) for partition, starts in asked.items()
+            ]
             try:
-                with reached():
-                    found = await self._begin(keys=[self._key(partition)], args=[KEEP_SECONDS, *args])
-                noted = dict(zip(map(int, found[::2]), map(_decode, found[1::2]), strict=True))
-            except Exception as error:  # noqa: BLE001 - raised where each of them waits
-                for _, _, answer in asked:
+                answers = await run_script(self._redis, self._begin, calls)
+            except Unavailable as away:
+                for _, _, answer in (one for starts in asked.values() for one in starts):
                     if not answer.done():
-                        answer.set_exception(error)
+                        answer.set_exception(away)
                 continue
-            for offset, _, answer in asked:
-                if not answer.done():
-                    answer.set_result(noted.get(offset))
+            for starts, found in zip(asked.values(), answers, strict=True):
+                noted = dict(zip(map(int, found[::2]), map(_decode, found[1::2]), strict=True))
+                for offset, _, answer in starts:
+                    if not answer.done():
+                        answer.set_result(noted.get(offset))
 
     def _key(self, partition: int) -> str:
         return f"{{{self._stem}:{partition}}}"
+
+
+def _flat(starts: Sequence[tuple[int, Attempt, Any]]) -> list[str | int]:
+    return [item for offset, attempt, _ in starts for item in (offset, _encode(attempt))]
 
 
 def _encode(attempt: Attempt) -> str:

@@ -47,22 +47,28 @@ class KafkaBus:
     ) -> KafkaConsumer:
         """See `Bus.consumer`."""
         consumer = KafkaConsumer(consumer_settings(self._settings, group, client_id), topics, listener)
-        self._clients.append(consumer)
+        self._keep(consumer)
         return consumer
 
     async def producer(self, transactional_id: str) -> KafkaProducer:
         """See `Bus.producer`."""
         settings = producer_settings(self._settings, transactional_id)
         producer = KafkaProducer(settings, embedded=self._embedded)
-        self._clients.append(producer)
+        self._keep(producer)
         await producer.start()
         return producer
 
     def reader(self) -> KafkaReader:
         """See `Bus.reader`."""
         reader = KafkaReader(self._settings)
-        self._clients.append(reader)
+        self._keep(reader)
         return reader
+
+    def _keep(self, client: KafkaConsumer | KafkaProducer | KafkaReader) -> None:
+        """Know a client until it is closed: a closed one that is held keeps thread-local storage, of
+        which a process has about a thousand."""
+        self._clients = [known for known in self._clients if not known.is_closed]
+        self._clients.append(client)
 
     async def partition_counts(self, topics: Sequence[str]) -> Mapping[str, int]:
         """See `Bus.partition_counts`."""

@@ -93,7 +93,7 @@ class KafkaConsumer:
         self._turns: dict[TopicPartition, int] = {}
         """For each assigned partition, how often it was assigned or sought: older records are void."""
         self._failure: BaseException | None = None
-        self._closed = False
+        self.is_closed = False
         # Subscribing only notes the topics; the group is joined in the first poll.
         self._consumer = Consumer({**settings, "error_cb": self._on_error})
         self._consumer.subscribe(
@@ -150,8 +150,8 @@ class KafkaConsumer:
 
     async def close(self) -> None:
         """See `Consumer.close`."""
-        if not self._closed:
-            self._closed = True
+        if not self.is_closed:
+            self.is_closed = True
             await self._owner.run(self._close, nested=False)
 
     # All below runs on the owner's thread.

@@ -46,7 +46,7 @@ class KafkaProducer:
         self._producer = Producer({**settings, "error_cb": self._complaints})
         name = f"kafka-{settings['transactional.id']}"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._closed = False
+        self.is_closed = False
         self._broken: BusError | None = None
         """Set when it was fenced, or left a transaction whose outcome it could not learn."""
 
@@ -87,8 +87,8 @@ class KafkaProducer:
 
     async def close(self) -> None:
         """See `Producer.close`."""
-        if not self._closed:
-            self._closed = True
+        if not self.is_closed:
+            self.is_closed = True
             await self._on_thread(self._close)
             self._thread.shutdown(wait=False)
 

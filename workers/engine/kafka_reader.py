@@ -40,7 +40,7 @@ class KafkaReader:
         self._at: TopicPartition | None = None
         self._passed: dict[TopicPartition, int] = {}
         self._delivered = 0
-        self._closed = False
+        self.is_closed = False
 
     async def watermarks(self, partition: TopicPartition) -> tuple[int, int]:
         """See `Reader.watermarks`.
@@ -67,8 +67,8 @@ class KafkaReader:
 
     async def close(self) -> None:
         """See `Reader.close`."""
-        if not self._closed:
-            self._closed = True
+        if not self.is_closed:
+            self.is_closed = True
             await self._owner.run(self._close)
             await asyncio.get_running_loop().run_in_executor(self._ends_thread, self._ends.close)
             self._ends_thread.shutdown(wait=False)

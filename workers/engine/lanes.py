@@ -73,9 +73,12 @@ class Lanes:
         self._pushed = 0
         self.running = 0
         """Tasks in flight, tombstones included."""
-        self._suspects_running = 0
+        self._is_alone = False
+        """What runs is a suspect."""
         self.waiting = 0
         """Tasks read and not begun."""
+        self.bytes = 0
+        """Of the tasks waiting and in flight."""
         self.blocked = 0
         """Keys that wait for a retry."""
 
@@ -87,26 +90,19 @@ class Lanes:
             lane = self._lanes[key] = Lane(key)
         lane.waiting.append(job)
         self.waiting += 1
+        self.bytes += len(job.record.value)
         self._queue(lane)
 
     def next(self) -> Lane | None:
         """The lane whose first task is to be begun now, or None. It counts as running from then on.
 
-        Suspects go first and apart: while one is due or in flight, nothing else is begun.
+        A suspect is begun while nothing else runs, and nothing is begun beside it.
         """
-        while self._suspects:
-            lane = self._suspects[0]
-            if not lane.waiting:
-                self._suspects.popleft()
-                continue
-            at_once = lane.waiting[0].attempt.at_once(self._slots)
-            among_others = self.running > self._suspects_running
-            if among_others or self.running >= at_once or self._someone_is_alone():
-                return None
+        while self._suspects and not self._suspects[0].waiting:  # it was cleared
             self._suspects.popleft()
-            self._suspects_running += 1
-            return self._begin(lane)
-        if self._suspects_running:
+        if self._suspects:
+            return self._begin(self._suspects.popleft()) if not self.running else None
+        if self._is_alone:
             return None
         while self._ready and self.running < self._slots:
             lane = self._ready.popleft()
@@ -122,7 +118,7 @@ class Lanes:
             self._queue(lane)
 
     def suspect(self, lane: Lane, attempt: Attempt) -> None:
-        """The task that was just begun is a suspect: it goes back, to be begun apart."""
+        """The task that was just begun turns out to be a suspect: it goes back, to be begun alone."""
         job = self._release(lane)
         job.attempt = attempt
         self._put_back(lane, job)
@@ -155,7 +151,9 @@ class Lanes:
         cleared: list[Job] = []
         for lane in [lane for lane in self._lanes.values() if lane.key[0] in partitions]:
             stay = deque(job for job in lane.waiting if job.record.offset <= above)
-            cleared += (job for job in lane.waiting if job.record.offset > above)
+            gone = [job for job in lane.waiting if job.record.offset > above]
+            cleared += gone
+            self.bytes -= sum(len(job.record.value) for job in gone)
             self.waiting -= len(lane.waiting) - len(stay)
             lane.waiting = stay
             if not stay:
@@ -179,24 +177,21 @@ class Lanes:
         lane.running = lane.waiting.popleft()
         self.waiting -= 1
         self.running += 1
+        self._is_alone = lane.running.attempt.is_suspect
         return lane
 
     def _release(self, lane: Lane) -> Job:
         job, lane.running, lane.task = lane.running, None, None
         assert job is not None, "only a running lane is released"
         self.running -= 1
-        if job.attempt.is_suspect:
-            self._suspects_running -= 1
+        self.bytes -= len(job.record.value)
+        self._is_alone = self._is_alone and not job.attempt.is_suspect
         return job
-
-    def _someone_is_alone(self) -> bool:
-        return self._suspects_running > 0 and any(
-            lane.running is not None and lane.running.attempt.alone for lane in self._lanes.values()
-        )
 
     def _put_back(self, lane: Lane, job: Job) -> None:
         lane.waiting.appendleft(job)
         self.waiting += 1
+        self.bytes += len(job.record.value)
         self._queue(lane)
 
     def _free(self, lane: Lane) -> None:

@@ -71,8 +71,10 @@ class PoolLimits:
 
     slots: int = 4
     """Tasks in flight at once."""
-    look_ahead: int = 1_000
+    look_ahead: int = 2_000
     """Records of a partition read and not committed, before reading it pauses."""
+    look_ahead_bytes: int = 64 * 2**20
+    """Of all records read and not done, before all reading pauses."""
     batch: int = 500
     """Records that one poll may bring."""
     backlog: int = 2_000
@@ -86,6 +88,10 @@ class PoolLimits:
     """How long tasks in flight may take to end when their partition is taken away, or at the end."""
     deaths: int = 3
     """Processes that may die of a task, while it runs alone, before it is given up."""
+    stale_seconds: float = 4.0
+    """Without a poll for longer nothing is begun: less than a session."""
+    trust_seconds: float = 1.0
+    """How long after such a silence nothing is begun."""
     retry_seconds: float = 2.0
     retry_limit_seconds: float = 30.0
     look_seconds: float = 2.0
@@ -118,6 +124,7 @@ class PoolEngine:
         self._limits = limits or PoolLimits()
         self._assigned: dict[int, Assignment] = {}
         self._lanes = Lanes(self._limits.slots)
+        self._polled_at = self._trusted_from = 0.0
         self._results = Results(
             self._assigned, group, attempts, metrics, self._letter_of_result, self._limits.beat_seconds
         )
@@ -140,15 +147,17 @@ class PoolEngine:
             stack.push_async_callback(self._leave, (), None)
             stack.push_async_callback(self._results.stop, committer)
             await self._turn(stop, consumer, committer)
-            await self._drain(list(self._assigned))
+            await self._give_back(list(self._assigned))
 
     async def _turn(self, stop: asyncio.Event, consumer: Consumer, committer: asyncio.Task[None]) -> None:
         looked_at = 0.0
         clock = asyncio.get_running_loop().time
+        self._polled_at = clock()
         while not stop.is_set():
             if committer.done():
                 committer.result()
             records = await consumer.poll(self._limits.batch, self._patience(clock()))
+            self._heard(clock())
             self._take_in(records)
             self._lanes.unblock(clock())
             self._start()
@@ -159,6 +168,12 @@ class PoolEngine:
                 looked_at = clock()
                 await self._look_around(consumer)
             self._tell(progressed=bool(records))
+
+    def _heard(self, now: float) -> None:
+        """A poll has ended. After a long silence the client needs a moment to learn what it has lost."""
+        if now - self._polled_at > self._limits.stale_seconds:
+            self._trusted_from = now + self._limits.trust_seconds
+        self._polled_at = now
 
     def _patience(self, now: float) -> float:
         """How long the next poll may wait for a record."""
@@ -185,12 +200,8 @@ class PoolEngine:
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Let what is in flight end, within a deadline, and commit it; cancel the rest."""
-        numbers = [at.partition for at in partitions]
-        await self._drain(numbers)
-        cancelled = [lane.running for lane in self._lanes.in_flight(numbers)]
+        await self._give_back([at.partition for at in partitions])
         await self.lost(partitions)
-        # Ended on purpose: its new owner need not suspect it.
-        await self._results.strike_out([job.at for job in cancelled if job is not None])
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Drop everything about these partitions; their new owner does it."""
@@ -204,8 +215,9 @@ class PoolEngine:
         await self._leave(numbers, self._limits.drain_seconds)
         self._metrics.rebalances.inc()
 
-    async def _drain(self, partitions: Sequence[int]) -> None:
-        """Begin nothing more of these partitions, wait for what is in flight, commit what has ended."""
+    async def _give_back(self, partitions: Sequence[int]) -> None:
+        """Begin nothing more of these partitions, wait for what is in flight, commit what has ended,
+        and cancel the rest."""
         for number in partitions:
             if assignment := self._assigned.get(number):
                 assignment.is_ending = True
@@ -214,6 +226,10 @@ class PoolEngine:
         if running:
             await asyncio.wait(running, timeout=self._limits.drain_seconds)
         await self._results.commit_all()
+        cancelled = [lane.running for lane in self._lanes.in_flight(partitions)]
+        await self._leave(partitions, self._limits.drain_seconds)
+        # Ended on purpose: whoever does them next need not suspect them.
+        await self._results.strike_out([job.at for job in cancelled if job is not None])
 
     async def _leave(self, partitions: Sequence[int], seconds: float | None) -> None:
         """Cancel the tasks of these partitions, and wait so long for their end. Without seconds:
@@ -241,7 +257,11 @@ class PoolEngine:
                 self._results.touch(record.partition)
 
     def _start(self) -> None:
-        """Step 2: every free lane takes its next task, while there are slots."""
+        """Step 2: every free lane takes its next task, while there are slots. A process that was
+        stopped for long may have lost its partitions: first it has to hear from the broker."""
+        now = asyncio.get_running_loop().time()
+        if now - self._polled_at > self._limits.stale_seconds or now < self._trusted_from:
+            return
         while (lane := self._lanes.next()) is not None:
             lane.task = asyncio.create_task(self._work(lane))
             lane.task.add_done_callback(partial(self._lanes.ended, lane))
@@ -254,10 +274,11 @@ class PoolEngine:
             if not await self._note_start(lane, job):
                 return
             outputs = await self._outputs(job)
+            await self._note_end(job)
         except AWAY as away:
-            if job.assignment.is_ending:
-                return  # its new owner does it
-            self._try_later(lane, job, away)
+            await self._note_end(job)
+            if not job.assignment.is_ending:  # else its new owner does it
+                self._try_later(lane, job, away)
             return
         except Undecodable as undecodable:
             self._stop(job, undecodable)
@@ -271,24 +292,34 @@ class PoolEngine:
     async def _note_start(self, lane: Lane, job: Job) -> bool:
         """Count the task before it starts; False where it is not to be begun now, or not at all."""
         if job.attempt.is_suspect:
-            alone = job.attempt.at_once(self._limits.slots) == 1
-            job.attempt = job.attempt.begun(alone=alone)
-            await self._attempts.begin_again(job.at, job.attempt)
+            await self._attempts.note(job.at, job.attempt.in_flight(alone=True))
             return True
         if job.is_noted:
             return True
         job.is_noted = True
-        found = await self._attempts.begin(job.at, job.attempt.begun(alone=self._limits.slots == 1))
+        found = await self._attempts.begin(job.at, job.attempt)
         if found is None:
             return True
         held = found.after_crash()
         if held.deaths >= self._limits.deaths:
-            reason = f"its process died {held.deaths} times while it ran alone"
+            reason = f"its process died {held.deaths} times while nothing else ran"
             self._results.add(Result(job, self._given_up(job, "poison", reason, held.deaths)))
-        else:
-            logger.warning("offset %s of %s ran when a process died: it runs apart", job.at, self._topic)
+            return False
+        if held.is_suspect:
+            logger.warning("%s of %s ran when processes died: it runs alone now", job.at, self._topic)
             self._lanes.suspect(lane, held)
-        return False
+            return False
+        job.attempt = held
+        await self._attempts.note(job.at, held)
+        return True
+
+    async def _note_end(self, job: Job) -> None:
+        """What dies from now on does not die of this task alone."""
+        if job.attempt.is_suspect:
+            try:
+                await self._attempts.note(job.at, job.attempt)
+            except Unavailable as away:
+                logger.warning("%s stays noted as begun alone: %s", job.at, away)
 
     async def _outputs(self, job: Job) -> Sequence[Outgoing]:
         """What comes of a task; a dead letter where nothing can."""
@@ -321,7 +352,7 @@ class PoolEngine:
 
     def _letter_of_result(self, result: Result, reason: str) -> Result:
         """What is written in the place of outputs that the broker refuses."""
-        return Result(result.job, self._given_up(result.job, "refused", reason, 1))
+        return Result(result.job, self._given_up(result.job, "refused", reason, 1), is_letter=True)
 
     def _try_later(self, lane: Lane, job: Job, why: Exception) -> None:
         delay = min(self._limits.retry_seconds * 2**job.retries, self._limits.retry_limit_seconds)
@@ -333,13 +364,14 @@ class PoolEngine:
         """Read no more of a partition while too much of it is in hand; rarely, for it costs."""
         pause: list[TopicPartition] = []
         resume: list[TopicPartition] = []
+        heavy = self._lanes.bytes / self._limits.look_ahead_bytes
         for assignment in self._assigned.values():
-            ahead = assignment.offsets.in_hand
+            full = max(assignment.offsets.in_hand / self._limits.look_ahead, heavy)
             if assignment.is_paused:
-                if ahead <= self._limits.look_ahead // 2 and not assignment.offsets.is_stretched:
+                if full <= 0.5 and not assignment.offsets.is_stretched:
                     resume.append(assignment.at)
                     assignment.is_paused = False
-            elif ahead >= self._limits.look_ahead or assignment.offsets.is_stretched:
+            elif full >= 1 or assignment.offsets.is_stretched:
                 pause.append(assignment.at)
                 assignment.is_paused = True
         if pause:

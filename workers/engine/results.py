@@ -37,6 +37,8 @@ class Result:
 
     job: Job
     outputs: Sequence[Outgoing]
+    is_letter: bool = False
+    """It stands in the place of outputs that the broker refused."""
 
     @property
     def key(self) -> Key:
@@ -183,6 +185,8 @@ class Results:
     def _strike(self, result: Result) -> None:
         strikes = self._strikes[result.job.at] = self._strikes.get(result.job.at, 0) + 1
         if strikes >= STRIKES:
+            if result.is_letter:
+                raise BusError(f"the broker refuses a dead letter of {result.job.record.topic}")
             replaced = self._give_up(result, "the broker refuses its outputs")
             self._waiting = [replaced if one is result else one for one in self._waiting]
 
@@ -222,7 +226,8 @@ class Results:
         self._metrics.transactions.inc()
         self._metrics.outputs.inc(len(outputs))
         self._metrics.records.inc(len(results))
-        self._metrics.batch.observe(len(results))
+        if results:
+            self._metrics.batch.observe(len(results))
         await self.strike_out([result.job.at for result in results])
         return True
 

@@ -5,15 +5,14 @@ A write is refused unless the stored M and owner are the ones that this process 
 process that lost the partition, or whose Redis was lost, can't put a stale state over a newer one.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
 
-from codeconvoy.schemas.errors import PartitionLost, Unavailable
+from codeconvoy.schemas.errors import PartitionLost
+from codeconvoy.workers.engine.scripts import reached, run_script
 
 OFFSET = "@offset"
 OWNER = "@owner"
@@ -88,16 +87,6 @@ class StateStore(Protocol):
         ...
 
 
-@contextmanager
-def reached() -> Iterator[None]:
-    """Whatever Redis can't do now it may do later: a task that needs it waits, and is not given up."""
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        reason = str(error) or type(error).__name__
-        raise Unavailable("Redis", reason, "`convoy doctor` tells more") from error
-
-
 class RedisStore:
     """States in Redis under `<prefix>:<name>:<partition>`. Every call may raise Unavailable."""
 
@@ -132,15 +121,8 @@ class RedisStore:
 
     async def commit(self, owner: str, writes: Sequence[Write]) -> None:
         """See `StateStore`. One request, whatever the number of partitions."""
-        asked = [(self.key(write.partition), _arguments(owner, write)) for write in writes]
-        with reached():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for key, args in asked:
-                    pipeline.evalsha(self._commit.sha, 1, key, *args)
-                answers = await pipeline.execute(raise_on_error=False)
-            for index, (key, args) in enumerate(asked):
-                if isinstance(answers[index], NoScriptError):  # Redis was started anew
-                    answers[index] = await self._commit(keys=[key], args=args)
+        calls = [(self.key(write.partition), _arguments(owner, write)) for write in writes]
+        answers = await run_script(self._redis, self._commit, calls)
         for write, answer in zip(writes, answers, strict=True):
             _check_written(owner, write, answer)
 
@@ -194,11 +176,9 @@ def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
     return [str(write.expected), owner, str(write.offset), len(sets) // 2, *sets, *deletes]
 
 
-def _check_written(owner: str, write: Write, answer: object) -> None:
-    if isinstance(answer, RedisError):
-        raise Unavailable("Redis", str(answer), "`convoy doctor` tells more") from answer
+def _check_written(owner: str, write: Write, answer: Sequence[bytes]) -> None:
+    """`answer` is empty, or the M and owner that are stored."""
     if answer:
-        assert isinstance(answer, list), "M and owner"
         raise PartitionLost(
             f"the state of partition {write.partition} is at offset {answer[0]!r} of owner {answer[1]!r}, "
             f"this process expected {write.expected} of {owner!r}"

@@ -1,0 +1,380 @@
+"""The pool engine's rules, each found by breaking it, in memory and on a real Kafka."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import Aborted, Flaw, Unavailable, Undecodable
+from codeconvoy.schemas.topics import MAX_RECORD_BYTES
+from codeconvoy.workers.engine.attempts import Attempt, MemoryAttempts
+from codeconvoy.workers.engine.bus import (
+    Bus,
+    Committed,
+    GroupToken,
+    Outgoing,
+    Producer,
+    Reader,
+    Record,
+    TopicPartition,
+)
+from codeconvoy.workers.engine.dead_letter import skip_mark
+from codeconvoy.workers.engine.health import Health
+from codeconvoy.workers.engine.metrics import EngineMetrics, Families
+from codeconvoy.workers.engine.pool_engine import PoolEngine, PoolLimits
+from tests.contract.worlds import PARTITIONS, SECONDS, World, read_all, run
+
+pytestmark = pytest.mark.parametrize("world", ["memory", "kafka-848"], indirect=True)
+
+CODEC = Codec.create()
+LIMITS = PoolLimits(slots=8, drain_seconds=0.3, retry_seconds=0.2, look_seconds=0.2, idle_poll_seconds=0.1)
+BAD = b"bad"
+
+
+@dataclass
+class Work:
+    """A handler whose tasks do what their value says."""
+
+    target: str
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    beside: dict[str, set[str]] = field(default_factory=dict)
+    """For each task, all that were in flight with it."""
+
+    async def handle(self, record: Record) -> Sequence[Outgoing]:
+        value = record.value.decode()
+        self.begun.append(value)
+        self.running.add(value)
+        for one in self.running:
+            self.beside.setdefault(one, set()).update(self.running - {one})
+        try:
+            await self._do(value)
+        finally:
+            self.running.discard(value)
+            self.ended.append(value)
+        content = b"x" * (MAX_RECORD_BYTES + 1) if value.startswith("huge") else record.value
+        return [Outgoing(self.target, record.key, content)]
+
+    async def _do(self, value: str) -> None:
+        match value.partition("-")[0]:
+            case "gate" | "stubborn":
+                gate = self.gates.setdefault(value, asyncio.Event())
+                while not gate.is_set():
+                    try:
+                        await gate.wait()
+                    except asyncio.CancelledError:
+                        if value.startswith("gate"):
+                            raise  # a stubborn task can't be cancelled, as a thread can't
+            case "away" if self.begun.count(value) < 3:
+                raise Unavailable("a model", "it is away", "Wait")
+            case "garbage":
+                raise Undecodable(Flaw.TRUNCATED, "it ends too early")
+            case "future":
+                raise Undecodable(Flaw.UNKNOWN_SCHEMA, "version 9")
+            case "bug":
+                raise ZeroDivisionError("a handler's bug")
+
+    def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
+        self.given_up.append(record.value.decode())
+        return [Outgoing(self.target, record.key, b"gave up " + record.value)]
+
+    async def close(self) -> None:
+        for gate in self.gates.values():
+            gate.set()
+
+
+@dataclass
+class Refusing:
+    """A producer whose transactions are aborted as a test says."""
+
+    inner: Producer
+    aborts: Callable[[Sequence[Outgoing]], bool]
+
+    async def transaction(
+        self,
+        outputs: Sequence[Outgoing],
+        offsets: Mapping[TopicPartition, Committed] | None = None,
+        group: str = "",
+        token: GroupToken | None = None,
+    ) -> None:
+        if self.aborts(outputs):
+            raise Aborted("as the test says")
+        await self.inner.transaction(outputs, offsets, group, token)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+@dataclass
+class Place:
+    """Topics of one test, and engines on them."""
+
+    world: World
+    bus: Bus
+    source: str
+    target: str
+    letters: str
+    reader: Reader
+    attempts: MemoryAttempts = field(default_factory=MemoryAttempts)
+    aborts: Callable[[Sequence[Outgoing]], bool] | None = None
+
+    @asynccontextmanager
+    async def engine(self, limits: PoolLimits = LIMITS) -> AsyncIterator[tuple[PoolEngine, Work, Health]]:
+        """An engine that runs inside of the block, and is stopped in good order at its end."""
+        bus, work, health = self.world.another(), Work(self.target), Health(time.monotonic)
+        if self.aborts is not None:
+            aborts, producer = self.aborts, bus.producer
+
+            async def refusing(transactional_id: str) -> Producer:
+                return Refusing(await producer(transactional_id), aborts)
+
+            bus.producer = refusing  # type: ignore[method-assign]
+        engine = PoolEngine(
+            work,
+            bus,
+            topic=self.source,
+            group=f"{self.source}.group",
+            instance="one",
+            codec=CODEC,
+            dead_letters=self.letters,
+            now=lambda: 0,
+            metrics=EngineMetrics(Families(CollectorRegistry()), "test"),
+            health=health,
+            attempts=self.attempts,
+            limits=limits,
+        )
+        stop = asyncio.Event()
+        running = asyncio.create_task(engine.run(stop))
+        try:
+            yield engine, work, health
+        finally:
+            stop.set()
+            await running
+            await bus.close()
+
+    async def send(self, *tasks: str, partition: int = 0) -> None:
+        """Append tasks, `key/value` each."""
+        outputs = [
+            Outgoing(self.source, key, value.encode(), partition=partition)
+            for key, _, value in (task.partition("/") for task in tasks)
+        ]
+        producer = await self.bus.producer(self.world.name("sender"))
+        await producer.transaction(outputs)
+        await producer.close()
+
+    async def landed(self) -> list[str]:
+        """The values of all committed outputs, partition by partition."""
+        found: list[str] = []
+        for number in range(PARTITIONS):
+            records = await read_all(self.reader, TopicPartition(self.target, number))
+            found += [record.value.decode() for record in records]
+        return found
+
+    async def letters_of(self) -> list[tuple[str, str]]:
+        """Value and reason of each dead letter."""
+        found = []
+        for number in range(PARTITIONS):
+            for record in await read_all(self.reader, TopicPartition(self.letters, number)):
+                if "reason" in record.headers:
+                    found.append((record.value.decode(), record.headers["reason"].decode()))
+        return sorted(found)
+
+    async def until_landed(self, *values: str) -> None:
+        """Wait until exactly these outputs are there, in any order."""
+        await until(self.landed, lambda found: len(found) >= len(values), f"wanted {values}")
+        assert Counter(await self.landed()) == Counter(values)
+
+
+async def until(look: Callable[[], Awaitable[Any]], good: Callable[[Any], bool], why: str = "") -> Any:
+    """Look until it is good."""
+    deadline = time.monotonic() + SECONDS
+    while not good(found := await look()):
+        assert time.monotonic() < deadline, f"{why}; there is {found}"
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def until_true(condition: Callable[[], bool]) -> None:
+    async def look() -> bool:
+        return condition()
+
+    await until(look, bool)
+
+
+@asynccontextmanager
+async def place_in(world: World) -> AsyncIterator[Place]:
+    bus = world.another()
+    source, target, letters = (world.name(kind) for kind in ("source", "target", "letters"))
+    place = Place(world, bus, source, target, letters, bus.reader())
+    await bus.create_topics({place.source: {}, place.target: {}, place.letters: {}}, PARTITIONS)
+    try:
+        yield place
+    finally:
+        await bus.close()
+
+
+def test_a_key_keeps_its_order_while_others_go_on(world: World) -> None:
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/gate-1", "a/2", "b/1", "a/3", "b/2", "c/1")
+            async with place.engine() as (_, work, _):
+                await until_true(lambda: {"1", "2"} <= set(work.ended) and len(work.ended) == 3)
+                assert "3" not in work.begun
+                work.gates["gate-1"].set()
+                await place.until_landed("gate-1", "1", "2", "1", "2", "3")
+                values = [v for v in await place.landed() if v in ("gate-1", "3")]
+                assert values == ["gate-1", "3"]
+
+    run(go())
+
+
+def test_what_was_done_out_of_order_is_not_done_again(world: World) -> None:
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/gate-1", *(f"k{n}/{n}" for n in range(50)), "b/gate-2", "c/last")
+            done = [*map(str, range(50)), "last"]
+            async with place.engine() as (_, work, _):
+                await place.until_landed(*done)
+                assert {"gate-1", "gate-2"} <= set(work.begun)
+            async with place.engine() as (_, work, _):
+                await until_true(lambda: len(work.begun) == 2)
+                work.gates["gate-1"].set()
+                work.gates["gate-2"].set()
+                await place.until_landed(*done, "gate-1", "gate-2")
+                assert sorted(work.begun) == ["gate-1", "gate-2"]
+
+    run(go())
+
+
+def test_a_retry_blocks_its_key_and_no_slot(world: World) -> None:
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/away-1", "a/2", "b/3", "b/4", "c/5")
+            async with place.engine(replace(LIMITS, slots=1)) as (_, work, _):
+                await place.until_landed("away-1", "2", "3", "4", "5")
+                assert work.begun.count("away-1") == 3
+                assert work.begun.index("2") > work.begun.index("5")
+
+    run(go())
+
+
+def test_the_result_of_an_earlier_assignment_is_dropped(world: World) -> None:
+    """The broker would take it: it checks membership, not ownership."""
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/stubborn-1", "a/2")
+            async with place.engine() as (engine, work, _):
+                await until_true(lambda: work.begun == ["stubborn-1"])
+                at = TopicPartition(place.source, 0)
+                await engine.lost([at])
+                await engine.assigned({at: None})
+                # What was read before is read again by whoever owns the partition now.
+                engine._take_in([Record(place.source, 0, 0, "a", b"stubborn-1")])
+                await place.send("b/3")
+                await place.until_landed("3")
+                assert work.begun.count("stubborn-1") == 1, "two of one key at once"
+                work.gates["stubborn-1"].set()
+                await place.until_landed("3", "stubborn-1")
+                assert work.begun.count("stubborn-1") == 2, "the first one's result was written"
+
+    run(go())
+
+
+def test_an_abort_is_sent_again_without_a_second_call(world: World) -> None:
+    aborted: list[int] = []
+
+    def aborts(outputs: Sequence[Outgoing]) -> bool:
+        aborted.append(len(outputs))
+        return len(aborted) <= 4
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            place.aborts = aborts
+            await place.send("a/1", "b/2", "a/3")
+            async with place.engine() as (_, work, _):
+                await place.until_landed("1", "2", "3")
+                assert sorted(work.begun) == ["1", "2", "3"]
+                assert await place.letters_of() == []
+
+    run(go())
+
+
+def test_one_bad_output_does_not_hold_a_group_commit(world: World) -> None:
+    """One that the broker refuses, one that is too large to be sent, and one whose task has a bug."""
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            place.aborts = lambda outputs: (place.target, BAD) in [(one.topic, one.value) for one in outputs]
+            tasks = ["a/1", "b/bad", "b/2", "c/huge-1", "d/bug-1", "e/garbage-1", "f/3"]
+            await place.send(*tasks)
+            async with place.engine() as (_, work, _):
+                told = [f"gave up {value}" for value in ("bad", "huge-1", "bug-1")]
+                await place.until_landed("1", "2", "3", *told)
+                assert len(work.begun) == len(tasks), "a task was done twice"
+                assert await place.letters_of() == [
+                    ("bad", "refused"),
+                    ("bug-1", "poison"),
+                    ("garbage-1", "truncated"),
+                    ("huge-1", "too_large"),
+                ]
+
+    run(go())
+
+
+def test_an_unknown_schema_stops_its_partition_until_it_is_skipped(world: World) -> None:
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/gate-1", "a/2", "b/future-1", "b/3", "c/4")
+            await place.send("z/5", partition=1)
+            async with place.engine() as (_, work, health):
+                await until_true(lambda: bool(health.stopped))
+                await place.send("c/6")
+                work.gates["gate-1"].set()
+                landed = await until(place.landed, lambda found: {"gate-1", "2", "5"} <= set(found))
+                assert not {"3", "6"} & set(landed), "it went on behind a record that it can't read"
+                assert any("dlq skip" in problem for problem in health.problems())
+                producer = await place.bus.producer(world.name("operator"))
+                await producer.transaction([skip_mark(place.letters, place.source, 0, 2)])
+                await producer.close()
+                await place.until_landed("gate-1", "2", "3", "4", "5", "6")
+                assert not health.stopped
+
+    run(go())
+
+
+def test_suspects_run_apart_and_only_a_death_alone_counts(world: World) -> None:
+    """What an earlier process noted and left behind: a killer, a bystander, and one that is convicted."""
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            notes = (Attempt(2, 2, alone=True), Attempt(7, 2), Attempt(1, 1, alone=True), Attempt(0, 0))
+            for offset, attempt in enumerate(notes):
+                await place.attempts.begin((0, offset), attempt)
+            await place.send("a/convicted", "b/bystander", "c/gate-suspect", "d/gate-1", "e/2")
+            async with place.engine() as (_, work, _):
+                await until_true(lambda: "gate-1" in work.running and "2" in work.ended)
+                work.gates["gate-1"].set()
+                await until_true(lambda: "gate-suspect" in work.running)
+                await place.send("f/3")
+                work.gates["gate-suspect"].set()
+                await place.until_landed("gave up convicted", "bystander", "gate-suspect", "gate-1", "2", "3")
+                assert "convicted" not in work.begun
+                assert not work.beside["bystander"] and not work.beside["gate-suspect"]
+                assert "gate-1" in work.beside["2"], "one death in company is no reason to wait"
+                assert await place.letters_of() == [("convicted", "poison")]
+            async with place.engine() as (_, work, _):
+                await place.send("a/4")
+                await until_true(lambda: work.ended == ["4"])
+
+    run(go())

@@ -3,13 +3,18 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 from redis import Redis
 
-from codeconvoy.schemas.topics import Topics
+from codeconvoy.schemas.topics import Topics, file_key, partition_of
 from codeconvoy.workers.engine.state import OFFSET
+from codeconvoy.workers.file_states import header_field, visible_in
+from tests.bench.events import event_id, path_of
+from tests.bench.figures import Wrong
 from tests.bench.ground import Ground
+from tests.bench.load import WORKSPACE
 
 SECONDS = 900.0
 PAUSE = 0.005
@@ -80,3 +85,25 @@ def wait_projected(
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{name} stands at {now} of {total} after {SECONDS:.0f} s")
         return Passed(now - moved_to, time.monotonic() - moved_at if moved_at else 0.0)
+
+
+def check_shown(
+    ground: Ground, topics: Topics, name: str, files: int, number_of: Callable[[int], int]
+) -> None:
+    """See that each file shows the event of this number, and so that it has all events before it.
+
+    Raises:
+        Wrong: one does not.
+    """
+    with Redis.from_url(ground.redis) as redis:
+        for file in range(files):
+            key = file_key(WORKSPACE, path_of(file))
+            raw: Any = redis.hget(hash_of(topics, name, key), header_field(key))
+            visible, _ = visible_in(raw)
+            if visible != event_id(file, number_of(file)):
+                raise Wrong(f"{name}: {key} shows {visible or 'nothing'}, not event {number_of(file)}")
+
+
+def hash_of(topics: Topics, name: str, key: str) -> str:
+    """The Redis key of the hash that holds a file key's fields."""
+    return f"{{{topics.prefix}:{name}:{partition_of(key, topics.partitions)}}}"

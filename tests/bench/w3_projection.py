@@ -15,15 +15,14 @@ from confluent_kafka.admin import AdminClient
 from redis import Redis
 
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.topics import Topics, file_key, partition_of
-from codeconvoy.workers.file_states import header_field, visible_in
+from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.projector import FILES, JOBS
 from tests.bench import baselines, load
-from tests.bench.events import Log, event_id, path_of
-from tests.bench.figures import Figure, Wrong
+from tests.bench.events import Log
+from tests.bench.figures import Figure
 from tests.bench.fleet_parts import run_process
 from tests.bench.ground import Ground, check_alive, children, cpu_seconds
-from tests.bench.projected import ends_of, wait_projected
+from tests.bench.projected import check_shown, ends_of, wait_projected
 
 FILE_COUNT = 1_000
 EVENTS = 200
@@ -51,7 +50,7 @@ def measure(ground: Ground) -> Iterator[Figure]:
                     alive = partial(check_alive, processes)
                     passed = wait_projected(ground, topics, stem, ends, alive)
                     used = cpu_seconds(processes) / sum(ends.values())
-                _check(ground, topics, stem, each)
+                check_shown(ground, topics, stem, FILE_COUNT, lambda file: each - 1)
                 rates.setdefault(side, []).append(passed.rate)
                 cpu.setdefault(side, []).append(used)
                 ground.say(f"W3 {side}, round {number + 1}: {passed.rate:,.0f} events/s")
@@ -89,18 +88,6 @@ def _sides(ground: Ground, topics: Topics, number: int) -> Iterator[Side]:
         )
         yield name, stem, baselines.project, [what]
     yield "projector", FILES, run_process, (ground.kafka, ground.redis, topics, "projector")
-
-
-def _check(ground: Ground, topics: Topics, stem: str, each: int) -> None:
-    """Every file shows its last event."""
-    with Redis.from_url(ground.redis) as redis:
-        for file in range(FILE_COUNT):
-            key = file_key(load.WORKSPACE, path_of(file))
-            name = f"{{{topics.prefix}:{stem}:{partition_of(key, topics.partitions)}}}"
-            raw: Any = redis.hget(name, header_field(key))
-            visible, _ = visible_in(raw)
-            if visible != event_id(file, each - 1):
-                raise Wrong(f"W3 {stem}: {key} shows {visible or 'nothing'}, not event {each - 1}")
 
 
 def _erase(ground: Ground, topics: Topics, stem: str) -> None:

@@ -18,7 +18,6 @@ from codeconvoy.schemas.errors import Unavailable, Undecodable
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.engine.fold_engine import FoldConsumer
-from codeconvoy.workers.engine.reads import BatchedReads
 from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore, Write
 from codeconvoy.workers.projector import FileProjector, JobProjector
 
@@ -151,9 +150,8 @@ class _Rebuild(Generic[S]):
 
     async def _write(self, batch: Sequence[Record], offset: int) -> None:
         """Fold a batch into the shadow."""
-        reads = BatchedReads(self._read)
         keys = list(dict.fromkeys(record.key for record in batch))
-        loaded = await asyncio.gather(*(self._what.load(key, reads.read) for key in keys))
+        loaded = await asyncio.gather(*(self._what.load(key, self._read) for key in keys))
         before = dict(zip(keys, loaded, strict=True))
         after: dict[str, S] = {}
         for record in batch:

@@ -28,7 +28,7 @@ from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Pr
 from codeconvoy.workers.engine.dead_letter import letter_of, skipped_points
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics
-from codeconvoy.workers.engine.reads import BatchedReads, ReadFields
+from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.engine.starts import readable
 from codeconvoy.workers.engine.state import LIVE, StateStore, Write
 
@@ -273,8 +273,8 @@ class FoldEngine(Generic[S]):
         await asyncio.gather(*(self._load_from(number, keys) for number, keys in missing.items()))
 
     async def _load_from(self, number: int, keys: Sequence[str]) -> None:
-        reads = BatchedReads(partial(self._read, self._partitions[number]))
-        states = await asyncio.gather(*(self._what.load(key, reads.read) for key in keys))
+        read = partial(self._read, self._partitions[number])
+        states = await asyncio.gather(*(self._what.load(key, read) for key in keys))
         self._states.update(zip([(number, key) for key in keys], states, strict=True))
 
     async def _read(self, partition: _Partition, fields: Sequence[str]) -> Sequence[bytes | None]:

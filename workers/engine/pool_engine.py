@@ -226,21 +226,22 @@ class PoolEngine:
         if running:
             await asyncio.wait(running, timeout=self._limits.drain_seconds)
         await self._results.commit_all()
-        cancelled = [lane.running for lane in self._lanes.in_flight(partitions)]
         await self._leave(partitions, self._limits.drain_seconds)
-        # Ended on purpose: whoever does them next need not suspect them.
-        await self._results.strike_out([job.at for job in cancelled if job is not None])
 
     async def _leave(self, partitions: Sequence[int], seconds: float | None) -> None:
         """Cancel the tasks of these partitions, and wait so long for their end. Without seconds:
         those of all partitions, and until their end."""
         self._lanes.clear(partitions if seconds is not None else list(self._assigned))
-        lanes = self._lanes.in_flight(partitions if seconds is not None else None)
+        lanes = list(self._lanes.in_flight(partitions if seconds is not None else None))
+        cancelled = [lane.running.at for lane in lanes if lane.running is not None]
         running = [lane.task for lane in lanes if lane.task is not None]
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=seconds)
+            # This process lives: nobody need suspect them. (The note of a new owner may go with them;
+            # then a task that kills is found one death later.)
+            await self._results.strike_out(cancelled)
 
     # One turn ---------------------------------------------------------------------------------
 
@@ -282,6 +283,7 @@ class PoolEngine:
             return
         except Undecodable as undecodable:
             self._stop(job, undecodable)
+            await self._results.strike_out([job.at])
             return
         finally:
             # The slot is free now: what waits for it need not wait for the turn of the loop.

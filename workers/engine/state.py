@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from redis.asyncio import Redis
 
 from codeconvoy.schemas.errors import PartitionLost
+from codeconvoy.workers.engine.reads import BatchedReads
 from codeconvoy.workers.engine.scripts import reached, run_script
 
 OFFSET = "@offset"
@@ -93,6 +94,7 @@ class RedisStore:
     def __init__(self, redis: Redis, prefix: str, name: str) -> None:
         self._redis = redis
         self._stem = f"{prefix}:{name}"
+        self._reads = BatchedReads(redis)
         self._commit = redis.register_script(_COMMIT)
         self._switch = redis.register_script(_SWITCH)
 
@@ -114,9 +116,7 @@ class RedisStore:
 
     async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
         """See `StateStore`."""
-        with reached():
-            found = await self._redis.hmget(self.key(partition), [OFFSET, OWNER, *fields])
-        values = cast("list[bytes | None]", found)
+        values = await self._reads.read(self.key(partition), [OFFSET, OWNER, *fields])
         return Loaded(int(values[0] or 0), (values[1] or b"").decode(), tuple(values[2:]))
 
     async def commit(self, owner: str, writes: Sequence[Write]) -> None:

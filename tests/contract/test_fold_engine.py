@@ -1,0 +1,301 @@
+"""The fold engine's rules, each found by breaking it, in memory and on a real Kafka and Redis."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.errors import Flaw, PartitionLost, Undecodable
+from codeconvoy.workers.engine.bus import Bus, Outgoing, Reader, Record, TopicPartition
+from codeconvoy.workers.engine.dead_letter import skip_mark
+from codeconvoy.workers.engine.fold_engine import FoldEngine, FoldLimits
+from codeconvoy.workers.engine.health import Health
+from codeconvoy.workers.engine.metrics import EngineMetrics, Families
+from codeconvoy.workers.engine.reads import ReadFields
+from codeconvoy.workers.engine.state import OFFSET, MemoryStore, RedisStore, StateStore, Write
+from tests.contract.test_pool_engine import until, until_true
+from tests.contract.worlds import PARTITIONS, World, read_all, run
+
+pytestmark = pytest.mark.parametrize("world", ["memory", "kafka-848"], indirect=True)
+
+CODEC = Codec.create()
+LIMITS = FoldLimits(poll_seconds=0.05, tick_seconds=0.2, skip_check_seconds=0.2)
+
+
+@dataclass
+class Counting:
+    """Counts the records of each key, and says each count."""
+
+    topic: str
+    target: str
+    name: str = "counting"
+
+    def empty(self, key: str) -> int:
+        return 0
+
+    async def load(self, key: str, read: ReadFields) -> int:
+        (raw,) = await read([key])
+        return int(raw or 0)
+
+    def dump(self, key: str, before: int | None, after: int) -> Mapping[str, bytes | None]:
+        return {key: str(after).encode()}
+
+    def step(self, state: int, record: Record, now: int) -> tuple[int, Sequence[Outgoing]]:
+        if record.value == b"garbage":
+            raise Undecodable(Flaw.TRUNCATED, "it ends too early")
+        if record.value == b"future":
+            raise Undecodable(Flaw.UNKNOWN_SCHEMA, "version 9")
+        return state + 1, [Outgoing(self.target, record.key, f"{record.key}{state + 1}".encode())]
+
+    def wait(self, state: int) -> int | None:
+        return None
+
+    def due(self, key: str, state: int, now: int) -> Sequence[Outgoing]:
+        return ()
+
+
+@dataclass
+class Interrupted:
+    """A store that is interfered with at its next commit."""
+
+    inner: StateStore
+    before: Callable[[], None]
+
+    async def take(self, partition: int, owner: str) -> int:
+        return await self.inner.take(partition, owner)
+
+    async def load(self, partition: int, fields: Sequence[str]) -> object:
+        return await self.inner.load(partition, fields)
+
+    async def commit(self, owner: str, writes: Sequence[Write]) -> None:
+        self.before()
+        await self.inner.commit(owner, writes)
+
+    def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
+        return self.inner.scan(partition, prefix)
+
+
+class Died(Exception):
+    """The process, at this very moment."""
+
+
+@dataclass
+class Place:
+    """A topic that is counted, where the counts are said, and the store."""
+
+    world: World
+    bus: Bus
+    reader: Reader
+    counting: Counting
+    letters: str
+    store: StateStore
+    lose: Callable[[], Awaitable[None]]
+    """Lose the whole store."""
+    health: Health = field(default_factory=lambda: Health(time.monotonic))
+
+    def make(self, bus: Bus, store: object = None, limits: FoldLimits = LIMITS) -> FoldEngine[int]:
+        return FoldEngine(
+            self.counting,
+            bus,
+            self.store if store is None else store,  # type: ignore[arg-type]
+            group=f"{self.counting.topic}.group",
+            instance="one",
+            codec=CODEC,
+            dead_letters=self.letters,
+            now=lambda: 0,
+            metrics=EngineMetrics(Families(CollectorRegistry()), "test"),
+            health=self.health,
+            limits=limits,
+        )
+
+    @asynccontextmanager
+    async def engine(self, limits: FoldLimits = LIMITS) -> AsyncIterator["asyncio.Task[None]"]:
+        """An engine that runs inside of the block."""
+        bus, stop = self.world.another(), asyncio.Event()
+        running = asyncio.create_task(self.make(bus, limits=limits).run(stop))
+        try:
+            yield running
+        finally:
+            stop.set()
+            await asyncio.wait([running])
+            await bus.close()
+        if (
+            not running.cancelled()
+            and (error := running.exception())
+            and not isinstance(error, PartitionLost)
+        ):
+            raise error
+
+    async def send(self, *records: str, partition: int = 0) -> None:
+        """Append records, `key/value` each."""
+        split = [record.partition("/") for record in records]
+        outputs = [Outgoing(self.counting.topic, k, v.encode(), partition=partition) for k, _, v in split]
+        producer = await self.bus.producer(self.world.name("sender"))
+        await producer.transaction(outputs)
+        await producer.close()
+
+    async def said(self, topic: str = "") -> list[str]:
+        """The values of a topic's committed records, sorted; of the target without a topic."""
+        found: list[str] = []
+        for number in range(PARTITIONS):
+            records = await read_all(self.reader, TopicPartition(topic or self.counting.target, number))
+            found += [record.value.decode() for record in records]
+        return sorted(found)
+
+    async def until_said(self, *values: str) -> None:
+        await until(self.said, lambda found: len(found) >= len(values), f"wanted {values}")
+        assert await self.said() == sorted(values)
+
+    async def until_stored(self, key: str, count: int, partition: int = 0) -> None:
+        async def stored() -> int:
+            return int((await self.store.load(partition, [key])).fields[0] or 0)
+
+        await until(stored, lambda found: found == count, f"wanted {key}={count}")
+
+
+@asynccontextmanager
+async def place_in(world: World, request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    bus = world.another()
+    names = [world.name(kind) for kind in ("source", "target", "letters")]
+    await bus.create_topics({name: {} for name in names}, PARTITIONS)
+    counting = Counting(names[0], names[1])
+    if "memory" in request.node.callspec.id:
+        memory = MemoryStore()
+
+        async def forget() -> None:
+            memory.lose()
+
+        yield Place(world, bus, bus.reader(), counting, names[2], memory, forget)
+    else:
+        redis = Redis.from_url(request.getfixturevalue("redis_url"))
+        store = RedisStore(redis, world.prefix, counting.name)
+
+        async def lose() -> None:
+            await redis.delete(*map(store.key, range(PARTITIONS)))
+
+        yield Place(world, bus, bus.reader(), counting, names[2], store, lose)
+        await redis.aclose()
+    await bus.close()
+
+
+@pytest.mark.parametrize("step", ["before the state", "after the state"])
+def test_a_crash_beside_the_state_doubles_no_output(
+    world: World, step: str, request: pytest.FixtureRequest
+) -> None:
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            await place.send("a/1", "b/1", "a/2")
+
+            class Dying(Interrupted):
+                async def commit(self, owner: str, writes: Sequence[Write]) -> None:
+                    if any(write.changes for write in writes):
+                        if step == "after the state":
+                            await self.inner.commit(owner, writes)
+                        raise Died
+
+            bus = world.another()
+            with pytest.raises(Died):
+                await place.make(bus, Dying(place.store, lambda: None)).run(asyncio.Event())
+            await bus.close()
+            await place.until_said("a1", "b1", "a2")
+            await place.send("a/3")
+            async with place.engine():
+                await place.until_said("a1", "b1", "a2", "a3")
+                await place.until_stored("a", 3)
+                await place.until_stored("b", 1)
+
+    run(go())
+
+
+@pytest.mark.parametrize("what", ["lost", "older", "somebody else's"])
+def test_a_state_that_is_not_its_own_is_noticed_before_anything_is_said(
+    world: World, what: str, request: pytest.FixtureRequest
+) -> None:
+    """A verdict from a lost or foreign state would be for good."""
+
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            await place.send("a/1", "b/1", "a/2")
+            async with place.engine(replace(LIMITS, states=0, tick_seconds=60.0)) as running:
+                await place.until_stored("a", 2)
+                await place.until_stored("b", 1)
+                if what == "lost":
+                    await place.lose()
+                else:
+                    owner = "another" if what != "older" else (await place.store.load(0, [])).owner
+                    at = await place.store.take(0, owner)
+                    await place.store.commit(owner, [Write(0, at, at - (what == "older"), {"a": b"1"})])
+                await place.send("a/3")
+                await asyncio.wait([running])
+                assert isinstance(running.exception(), PartitionLost)
+            assert await place.said() == ["a1", "a2", "b1"]
+            if what != "lost":
+                await place.lose()
+            async with place.engine():
+                await place.until_said("a1", "a2", "b1", "a3")
+                await place.until_stored("a", 3)
+                await place.until_stored("b", 1)
+
+    run(go())
+
+
+def test_a_lost_store_is_rebuilt_in_silence(world: World, request: pytest.FixtureRequest) -> None:
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            await place.send(*(f"k{n % 7}/{n}" for n in range(50)))
+            async with place.engine(replace(LIMITS, batch=8)):
+                await place.until_stored("k0", 8)
+                said = await until(place.said, lambda found: len(found) == 50)
+            await place.lose()
+            async with place.engine(replace(LIMITS, batch=8)):
+                await place.until_stored("k0", 8)
+                await place.send("k0/new")
+                await place.until_said(*said, "k09")
+
+    run(go())
+
+
+def test_nothing_is_said_by_one_whose_store_is_lost_while_idle(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    """Nobody else would notice, and readers would wait for ever."""
+
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            await place.send("a/1")
+            async with place.engine() as running:
+                await place.until_stored("a", 1)
+                await place.lose()
+                await asyncio.wait([running])
+                assert isinstance(running.exception(), PartitionLost)
+
+    run(go())
+
+
+def test_garbage_is_passed_and_an_unknown_schema_stops_until_it_is_skipped(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            await place.send("a/1", "x/garbage", "a/2", "b/future", "a/3")
+            await place.send("z/1", partition=1)
+            async with place.engine():
+                await place.until_said("a1", "a2", "z1")
+                await until_true(lambda: bool(place.health.stopped))
+                await place.send("z/2", partition=1)
+                await place.until_said("a1", "a2", "z1", "z2")
+                assert await place.said(place.letters) == ["garbage"]
+                producer = await place.bus.producer(world.name("operator"))
+                await producer.transaction([skip_mark(place.letters, place.counting.topic, 0, 3)])
+                await producer.close()
+                await place.until_said("a1", "a2", "a3", "z1", "z2")
+                loaded = await place.store.load(0, ["x", "b", OFFSET])
+                assert loaded.fields[:2] == (None, None), "what can't be read leaves no state"
+
+    run(go())

@@ -9,14 +9,14 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no
 	--strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test bench check lock clean
 
 help: ## explain the targets
 	@echo "codeconvoy: many coding agents on one repository, and no work is lost"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "Needs Python 3.11+ (with venv), make and git; test needs a JDK 17+ and Maven, or Docker, too."
+	@echo "Needs Python 3.11+ (with venv), make and git; test and bench need a JDK 17+ and Maven, or Docker, too."
 
 setup: $(VENV)/.dev ## make .venv with everything, for work on the project
 
@@ -29,6 +29,10 @@ test: check ## run all checks and all suites, on a real Kafka and a real Redis
 		echo "make test needs a Kafka. Install a JDK 17+ and Maven (apt-get install" \
 		"openjdk-17-jdk-headless maven), or start Docker, or set CONVOY_TEST_KAFKA=host:port." >&2; exit 1; }
 	$(BIN)/python -m tests.run
+
+bench: $(VENV)/.dev ## measure how fast it is, each figure beside its limit (FIGURES="W1a W2" for some)
+	@mkdir -p build
+	$(BIN)/python -m tests.bench $(FIGURES) --lines build/bench.jsonl
 
 check: $(VENV)/.dev .typeroot/codeconvoy ## run ruff, mypy and import-linter
 	$(BIN)/ruff check

@@ -4,7 +4,7 @@
 
 Measures all figures, or those that are named (W1a, W2, …), on a Kafka and a Redis of its own, or on
 those of CONVOY_TEST_KAFKA and CONVOY_TEST_REDIS. Progress goes to stderr. Speed is never a failure: the
-exit status is 1 only where something was wrong, such as a lost output.
+exit status is 1 only where something was wrong, such as a lost output, or a process that ended.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from codeconvoy.schemas.errors import ConvoyError
-from tests.bench import w1_fleet, w1_pipeline, w2_latency, w3_projection, w4_growth
+from tests.bench import w1_fleet, w1_pipeline, w2_latency, w3_projection, w4_growth, worker_times
 from tests.bench.figures import Figure, Setting, Wrong, json_line, show
 from tests.bench.ground import Ground
 from tests.services import kafka_for_tests, redis_for_tests
@@ -33,6 +33,8 @@ ALL: Mapping[str, Measure] = {
     "W2": w2_latency.measure,
     "W3": w3_projection.measure,
     "W4": w4_growth.measure,
+    "start": worker_times.measure_start,
+    "kill": worker_times.measure_kill,
 }
 """In the order in which they are measured. What a model call costs besides the model comes here too."""
 WIDTH = 130
@@ -59,16 +61,18 @@ def main(arguments: Sequence[str]) -> int:
             print(error, file=sys.stderr)
             return 2
         lines = stack.enter_context(given.lines.open("w")) if given.lines else None
+        measures = {**ALL, **PARTS}
         for name in given.names or ALL:
             say(f"{name} begins")
             try:
-                for figure in {**ALL, **PARTS}[name](ground):
+                for figure in measures[name](ground):
                     figures.append(figure)
                     if lines is not None:
                         print(json_line(figure, setting), file=lines, flush=True)
-            except Wrong as error:
-                wrong.append(str(error))
-                say(f"WRONG: {error}")
+            except (Wrong, RuntimeError, AssertionError) as error:
+                # The others are measured all the same; the exit status tells.
+                wrong.append(f"{name}: {error}")
+                say(f"WRONG: {name}: {error}")
     if given.output == "json":
         for figure in figures:
             print(json_line(figure, setting))

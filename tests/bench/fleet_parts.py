@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -17,7 +17,11 @@ from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.pool_engine import Handler, PoolEngine, PoolLimits
-from tests.bench.ground import run_until_terminated
+from tests import fleets
+from tests.bench.ground import Ground, run_until_terminated
+from tests.bench.load import PARTITIONS
+from tests.bench.stub_agents import installed
+from tests.services import erase_prefix
 
 
 @asynccontextmanager
@@ -38,6 +42,25 @@ async def fleet_on(kafka: str, redis_url: str, topics: Topics) -> AsyncIterator[
     finally:
         await bus.close()
         await redis.aclose()
+
+
+@contextmanager
+def commands(ground: Ground, prefix: str, roles: str) -> Iterator[fleets.Fleet]:
+    """A fleet of the commands that a user runs, with the product's own settings, and stubs in place of
+    models. `roles` is the text of a roles file."""
+    directory = ground.directory / prefix
+    environment = {
+        "CONVOY_PARTITIONS": str(PARTITIONS),
+        "CONVOY_KAFKA_OPTIONS": "{}",
+        **installed(directory / "installed"),
+    }
+    try:
+        with fleets.Fleet(
+            ground.kafka, ground.redis, prefix, directory, roles=roles, environment=environment
+        ) as fleet:
+            yield fleet
+    finally:
+        erase_prefix(ground.redis, prefix)
 
 
 def run_process(kafka: str, redis_url: str, topics: Topics, kind: str) -> None:

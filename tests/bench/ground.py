@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from codeconvoy.schemas.topics import MAX_MESSAGE_BYTES, Topics
+from tests.bench.load import PARTITIONS
 from tests.services import erase_prefix
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -45,22 +47,30 @@ class Ground:
         return max(least, round(full * self.scale))
 
     @contextmanager
-    def topics(self, *further: str, partitions: int = 12) -> Iterator[Topics]:
+    def topics(self, *further: str) -> Iterator[Topics]:
         """Fresh topics (`events`, `jobs`, `dead-letters`, and task queues of the roles `further`)."""
-        names = Topics(f"b{uuid.uuid4().hex[:10]}", partitions)
+        names = Topics(f"b{uuid.uuid4().hex[:10]}", PARTITIONS)
         admin = AdminClient({"bootstrap.servers": self.kafka, "log_level": 2})
         wanted = [names.events, names.jobs, names.dead_letters, *(names.tasks(role) for role in further)]
         config = {"max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "-1"}
-        new = [NewTopic(name, num_partitions=partitions, config=config) for name in wanted]
+        new = [NewTopic(name, num_partitions=PARTITIONS, config=config) for name in wanted]
         for created in admin.create_topics(new, request_timeout=_TOPIC_SECONDS).values():
             created.result()
         try:
             yield names
         finally:
-            there = [name for name in admin.list_topics(timeout=10).topics if name.startswith(names.prefix)]
-            for deleted in admin.delete_topics(there, request_timeout=_TOPIC_SECONDS).values():
-                deleted.result()
+            self._delete_topics(admin, names.prefix)
             erase_prefix(self.redis, names.prefix)
+
+    def _delete_topics(self, admin: AdminClient, prefix: str) -> None:
+        there = [name for name in admin.list_topics(timeout=10).topics if name.startswith(prefix)]
+        for deleted in admin.delete_topics(there, request_timeout=_TOPIC_SECONDS).values() if there else ():
+            try:
+                deleted.result()
+            except KafkaException as error:
+                # A fleet that ran on them has deleted them at its end.
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
 
 
 @contextmanager
@@ -95,6 +105,9 @@ def in_child(work: Callable[..., Any], *args: object) -> Any:
         return near.recv()
     except EOFError:
         raise RuntimeError(f"{work.__name__} failed in its process") from None
+    except BaseException:
+        process.kill()
+        raise
     finally:
         process.join(_STOP_SECONDS)
         process.kill()

@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -14,6 +15,8 @@ from codeconvoy.schemas.tasks import EditWork, Task
 from codeconvoy.schemas.topics import PARTITIONER, file_key
 
 SEED = 20_261
+PARTITIONS = 12
+"""Of every topic: what a fleet's own are created with."""
 WORKSPACE = "bench"
 GOAL = "Replace the string formatting by f-strings, and keep what the module's callers can see."
 
@@ -69,7 +72,7 @@ def tasks(codec: Codec, count: int, keys: int, role: str, *, mark: str, seed: in
             round=1,
             goal=GOAL,
             policy=Policy(strategies=DEFAULT_STRATEGIES),
-            work=EditWork(base="5f8fdc38-0d5a-5d0d-8a52-7f2b9a3c4e5d"),
+            work=EditWork(),
         )
         seen[key] += 1
         made.append(Keyed(file_key(WORKSPACE, path), codec.encode(task)))
@@ -79,7 +82,7 @@ def tasks(codec: Codec, count: int, keys: int, role: str, *, mark: str, seed: in
 class Sink:
     """Reads what arrives on a topic, from its beginning, without a group."""
 
-    def __init__(self, kafka: str, topic: str, partitions: int) -> None:
+    def __init__(self, kafka: str, topic: str) -> None:
         self._consumer = Consumer(
             {
                 "bootstrap.servers": kafka,
@@ -91,7 +94,7 @@ class Sink:
                 "log_level": 2,
             }
         )
-        self._consumer.assign([TopicPartition(topic, number, 0) for number in range(partitions)])
+        self._consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
 
     def take(self, count: int, seconds: float, check: Callable[[], None]) -> list[bytes]:
         """The values of the next `count` records. `check` raises where they will not come.
@@ -118,6 +121,16 @@ class Sink:
     def close(self) -> None:
         """Give up the consumer."""
         self._consumer.close()
+
+
+@contextmanager
+def sink(kafka: str, topic: str) -> Iterator[Sink]:
+    """A sink, for as long as it is needed."""
+    opened = Sink(kafka, topic)
+    try:
+        yield opened
+    finally:
+        opened.close()
 
 
 def out_of_order(ids: Sequence[str]) -> list[str]:

@@ -1,18 +1,21 @@
 """Reads Redis and watermarks, writes nothing: how far a fold engine has come."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 from redis import Redis
 
-from codeconvoy.schemas.topics import Topics, file_key, partition_of
+from codeconvoy.schemas.topics import Topics, partition_of
 from codeconvoy.workers.engine.state import OFFSET
-from codeconvoy.workers.file_states import header_field, visible_in
+from codeconvoy.workers.projection import StoredProjection
+from codeconvoy.workers.projector import JOBS
+from codeconvoy.workers.roles.role import Version
 from tests.bench.events import event_id, path_of
 from tests.bench.figures import Wrong
+from tests.bench.fleet_parts import fleet_on
 from tests.bench.ground import Ground
 from tests.bench.load import WORKSPACE
 
@@ -95,13 +98,16 @@ def check_shown(
     Raises:
         Wrong: one does not.
     """
-    with Redis.from_url(ground.redis) as redis:
-        for file in range(files):
-            key = file_key(WORKSPACE, path_of(file))
-            raw: Any = redis.hget(hash_of(topics, name, key), header_field(key))
-            visible, _ = visible_in(raw)
-            if visible != event_id(file, number_of(file)):
-                raise Wrong(f"{name}: {key} shows {visible or 'nothing'}, not event {number_of(file)}")
+    paths = {path_of(file): event_id(file, number_of(file)) for file in range(files)}
+
+    async def shown() -> Mapping[str, Version]:
+        async with fleet_on(ground.kafka, ground.redis, topics) as fleet:
+            projection = StoredProjection(fleet.store(name), fleet.store(JOBS), topics.partitions)
+            return await projection.visible(WORKSPACE, list(paths), {})
+
+    for path, version in asyncio.run(shown()).items():
+        if version.event_id != paths[path]:
+            raise Wrong(f"{name}: {path} shows {version.event_id or 'nothing'}, not {paths[path]}")
 
 
 def hash_of(topics: Topics, name: str, key: str) -> str:

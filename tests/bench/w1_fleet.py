@@ -10,7 +10,6 @@ last job has ended; then an audit must find that nothing was lost, doubled or ou
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -26,39 +25,20 @@ from codeconvoy.workers.projector import JOBS, status_field
 from tests.bench import w1_pipeline
 from tests.bench.events import content_at, path_of
 from tests.bench.figures import Figure, Wrong
+from tests.bench.fleet_parts import commands
 from tests.bench.ground import Ground
-from tests.bench.stub_agents import installed, roles_file
+from tests.bench.load import PARTITIONS
+from tests.bench.stub_agents import roles_file
 from tests.fleets import Fleet, unique_prefix
 from tests.git_repos import repository
-from tests.services import erase_prefix
 
 JOB_COUNT, FILES, EDITS = 20, 200, 3
 ROLES = ("generator", "reviewer", "tester")
 PROCESSES = ("orchestrator", "projector", "detector", "git", *ROLES)
-PARTITIONS = 12
 CONCURRENCY = 100
 SECONDS = 1_800.0
 PAUSE = 0.1
 TELL_SECONDS = 5.0
-
-
-@contextmanager
-def fleet(ground: Ground, name: str, roles: str) -> Iterator[Fleet]:
-    """A fleet with the product's own settings, and stubs in place of models."""
-    prefix = unique_prefix()
-    directory = ground.directory / f"{name}-{prefix}"
-    environment = {
-        "CONVOY_PARTITIONS": str(PARTITIONS),
-        "CONVOY_KAFKA_OPTIONS": "{}",
-        **installed(directory / "installed"),
-    }
-    try:
-        with Fleet(
-            ground.kafka, ground.redis, prefix, directory, roles=roles, environment=environment
-        ) as started:
-            yield started
-    finally:
-        erase_prefix(ground.redis, prefix)
 
 
 def measure(ground: Ground) -> Iterator[Figure]:
@@ -69,7 +49,7 @@ def measure(ground: Ground) -> Iterator[Figure]:
     """
     by_hand = w1_pipeline.by_hand(ground)
     jobs, files = ground.count(JOB_COUNT, 2), max(10, round(FILES * min(1.0, ground.scale * 2)))
-    with fleet(ground, "w1b", roles_file(CONCURRENCY)) as started:
+    with commands(ground, unique_prefix(), roles_file(CONCURRENCY)) as started:
         contents = {path_of(file): content_at(0) for file in range(files)}
         work_tree = repository(started.directory / "repository", contents)
         started.start(*PROCESSES)

@@ -143,20 +143,19 @@ def _side(ground: Ground, runner: Callable[[Stage], None], last_role: str) -> Me
     second = load.tasks(codec, count, KEYS, STAGES[0], mark="task")
     with ground.topics(*STAGES) as topics:
         stages = [Stage(ground.kafka, ground.redis, topics, role, after) for role, after in pairwise(STAGES)]
-        sink = load.Sink(ground.kafka, topics.tasks(STAGES[-1]), topics.partitions)
-        try:
-            with children(*((runner, [stage]) for stage in stages)) as processes:
-                load.send(ground.kafka, topics.tasks(STAGES[0]), first)
-                alive = partial(check_alive, processes)
-                values = sink.take(warm_up, SECONDS, alive)
-                used, began = cpu_seconds(processes), time.monotonic()
-                load.send(ground.kafka, topics.tasks(STAGES[0]), second)
-                values += sink.take(count, SECONDS, alive)
-                elapsed = time.monotonic() - began
-                used = cpu_seconds(processes) - used
+        with (
+            load.sink(ground.kafka, topics.tasks(STAGES[-1])) as sink,
+            children(*((runner, [stage]) for stage in stages)) as processes,
+        ):
+            alive = partial(check_alive, processes)
+            load.send(ground.kafka, topics.tasks(STAGES[0]), first)
+            values = sink.take(warm_up, SECONDS, alive)
+            used, began = cpu_seconds(processes), time.monotonic()
+            load.send(ground.kafka, topics.tasks(STAGES[0]), second)
+            values += sink.take(count, SECONDS, alive)
+            elapsed = time.monotonic() - began
+            used = cpu_seconds(processes) - used
             _check(codec, values, sink.surplus(1.0), last_role or STAGES[0])
-        finally:
-            sink.close()
     return Measured(count / elapsed, used / count)
 
 

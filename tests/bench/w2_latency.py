@@ -129,12 +129,9 @@ def _engine(ground: Ground, calls: Calls) -> list[Call]:
         records = load.tasks(codec, calls.tasks, calls.keys, ROLE, mark="call")
         load.send(ground.kafka, topics.tasks(ROLE), records)
         seen: list[Call] = in_child(run_calls, ground.kafka, ground.redis, topics, calls)
-        sink = load.Sink(ground.kafka, topics.tasks(DONE), topics.partitions)
-        try:
+        with load.sink(ground.kafka, topics.tasks(DONE)) as sink:
             values = sink.take(calls.tasks, 30.0, lambda: None)
             surplus = sink.surplus(1.0)
-        finally:
-            sink.close()
     begun = sorted(seen, key=lambda call: call.began)
     late = load.out_of_order([call.task_id for call in begun])
     side_by_side = _side_by_side(begun)

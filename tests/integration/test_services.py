@@ -10,7 +10,8 @@ from codeconvoy.orchestrator.services import LocalKafka, kafka_answers, redis_an
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
-from tests.contract.test_bus import Listener, joined, read_all, values
+from tests.contract.test_bus import Listener, joined, values
+from tests.contract.worlds import read_all
 from tests.services import jar_cache
 
 NOBODY = "127.0.0.1:1"
@@ -58,12 +59,12 @@ def test_a_real_broker_is_started_and_survives_a_kill(tmp_path: Path) -> None:
         await bus.create_topics({topic: {}}, 1)
         await (await bus.producer("p")).transaction([Outgoing(topic, "k", b"kept")])
         # Read back, so that its marker is on the log: see LocalKafka for what a kill before that does.
-        assert values(await read_all(bus, at)) == ["kept"]
+        assert values(await read_all(bus.reader(), at)) == ["kept"]
         await bus.close()
 
     async def read() -> list[str]:
         bus = KafkaBus(settings)
-        found = values(await read_all(bus, at))
+        found = values(await read_all(bus.reader(), at))
         await bus.close()
         return found
 

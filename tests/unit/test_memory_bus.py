@@ -9,7 +9,8 @@ from codeconvoy.schemas.errors import Aborted, Fenced
 from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition
 from codeconvoy.workers.engine.memory_broker import MemoryBroker
 from codeconvoy.workers.engine.memory_bus import MemoryBus
-from tests.contract.test_bus import Listener, Member, joined, outs, read_all, values
+from tests.contract.test_bus import Listener, Member, joined, outs, values
+from tests.contract.worlds import read_all
 
 AT = TopicPartition("t", 0)
 
@@ -41,7 +42,7 @@ def test_a_crash_in_a_transaction_leaves_nothing_and_blocks_readers_until_it_is_
         with pytest.raises(asyncio.CancelledError):
             await doomed
         assert values(await member.records(1)) == ["behind it"]
-        assert values(await read_all(first, AT)) == ["behind it"]
+        assert values(await read_all(first.reader(), AT)) == ["behind it"]
 
     asyncio.run(test())
 

@@ -35,6 +35,10 @@ _ALL = {
     # not asked, and complained about, twenty times a second.
     "reconnect.backoff.ms": 250,
     "reconnect.backoff.max.ms": 2_000,
+    # Otherwise a client that has lost all brokers takes them for gone, and sends a transaction's offsets to
+    # the one that it remembers as the group's coordinator: it waits for ever, whatever the time-out
+    # (librdkafka 2.16.0, its issues 5511 and 5456).
+    "metadata.recovery.strategy": "none",
     "logger": _LOG,
 }
 _LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)

@@ -2,25 +2,31 @@
 
     python -m tests.run [pytest options]
 
-Prints how long each suite took and, last, one line with the counts of all. A suite without tests
-is a failure, and so is a skipped test.
+Suites that mostly wait run beside those that compute; the simulation has all cores for itself. A
+suite's output is printed when it ends, then how long each took and, last, one line with the counts of
+all. A suite without tests is a failure, and so is a skipped test.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from xml.etree import ElementTree
 
 from codeconvoy.schemas.errors import ConvoyError
 from tests.services import kafka_for_tests, redis_for_tests
 
-SUITES = ("unit", "property", "simulation", "contract", "integration", "e2e")
+TRACKS = (("unit", "property", "contract"), ("integration", "e2e"))
+"""Side by side; the suites of a track one after the other."""
+LAST = "simulation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +58,23 @@ def services(data: Path) -> Iterator[dict[str, str]]:
         yield {**os.environ, "CONVOY_TEST_KAFKA": kafka, "CONVOY_TEST_REDIS": redis_url}
 
 
-def run(suite: str, environment: dict[str, str], report: Path, options: Sequence[str]) -> Outcome:
-    """Run one suite, its output going where ours goes."""
-    print(f"\n===== {suite} =====", flush=True)
+def run(
+    suite: str, environment: dict[str, str], directory: Path, options: Sequence[str], printing: Lock
+) -> Outcome:
+    """Run one suite; its output goes to ours once it has ended."""
+    print(f"{suite} begins", flush=True)
     begun = time.monotonic()
+    report = directory / f"{suite}.xml"
     argv = [sys.executable, "-m", "pytest", f"tests/{suite}", f"--junitxml={report}", *options]
-    exit_code = subprocess.run(argv, env=environment, check=False).returncode
+    with (directory / f"{suite}.log").open("w+b") as log:
+        exit_code = subprocess.run(
+            argv, env=environment, check=False, stdout=log, stderr=subprocess.STDOUT
+        ).returncode
+        log.seek(0)
+        with printing:
+            print(f"\n===== {suite} =====", flush=True)
+            shutil.copyfileobj(log, sys.stdout.buffer)
+            sys.stdout.flush()
     seconds = time.monotonic() - begun
     counted = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     if report.exists():
@@ -79,12 +96,18 @@ def main(options: Sequence[str]) -> int:
     """Run all suites and give the exit status: 0 where every test of every suite passed."""
     begun = time.monotonic()
     outcomes: list[Outcome] = []
-    with TemporaryDirectory(prefix="convoy-tests-") as directory:
+    printing = Lock()
+    with TemporaryDirectory(prefix="convoy-tests-") as name:
+        directory = Path(name)
         try:
-            with services(Path(directory)) as environment:
-                for suite in SUITES:
-                    report = Path(directory) / f"{suite}.xml"
-                    outcomes.append(run(suite, environment, report, options))
+            with services(directory) as environment, ThreadPoolExecutor(len(TRACKS)) as threads:
+
+                def track(suites: Sequence[str]) -> list[Outcome]:
+                    return [run(suite, environment, directory, options, printing) for suite in suites]
+
+                for found in threads.map(track, TRACKS):
+                    outcomes += found
+                outcomes += track([LAST])
         except ConvoyError as error:
             print(error, file=sys.stderr)
             return 2

@@ -128,7 +128,7 @@ class Results:
             self._failures = 0 if committed else self._failures + 1
             if self._failures >= TRIES:
                 raise BusError(f"nothing could be committed in {TRIES} tries")
-            if self._waiting:
+            if self._waiting or self._touched:
                 self._something.set()
 
     async def stop(self, committer: "asyncio.Task[None]") -> None:

@@ -398,7 +398,7 @@ class PoolEngine:
         metrics.blocked.set(lanes.blocked)
         metrics.look_ahead.set(sum(one.offsets.in_hand for one in self._assigned.values()))
         # A model may take minutes: a task in flight has a deadline of its own.
-        self._health.turned(progressed=progressed or lanes.running > 0, behind=len(lanes) > 0)
+        self._health.turned(progressed=progressed or lanes.running > 0, behind=len(lanes) + len(self._results) > 0)
 
     # Partitions that can't go on ----------------------------------------------------------------
 

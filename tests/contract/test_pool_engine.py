@@ -360,7 +360,7 @@ def test_suspects_run_apart_and_only_a_death_alone_counts(world: World) -> None:
         async with place_in(world) as place:
             notes = (Attempt(2, 2, alone=True), Attempt(7, 2), Attempt(1, 1, alone=True), Attempt(0, 0))
             for offset, attempt in enumerate(notes):
-                await place.attempts.begin((0, offset), attempt)
+                await place.attempts.note((0, offset), attempt)
             await place.send("a/convicted", "b/bystander", "c/gate-suspect", "d/gate-1", "e/2")
             async with place.engine() as (_, work, _):
                 await until_true(lambda: "gate-1" in work.running and "2" in work.ended)

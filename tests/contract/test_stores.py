@@ -97,17 +97,16 @@ def test_many_partitions_and_many_fields_go_in_one_commit(shelf: Opened) -> None
 def test_a_start_is_noted_once_until_it_is_struck_out(shelf: Opened) -> None:
     async def go() -> None:
         async with shelf() as here:
-            attempts, first, alone = here.attempts, Attempt(), Attempt(2, 1, alone=True)
+            attempts, alone = here.attempts, Attempt(2, 1, alone=True)
             places = [(n % 3, n) for n in range(40)]
-            assert set(await asyncio.gather(*(attempts.begin(at, first) for at in places))) == {None}
+            assert await attempts.begin(places) == {}
             await attempts.note(places[0], alone)
             await here.forget_scripts()
-            found = await asyncio.gather(*(attempts.begin(at, first) for at in places))
-            assert found == [alone] + [first] * 39
+            assert await attempts.begin(places) == {at: Attempt() for at in places} | {places[0]: alone}
             await attempts.strike_out(places[:5])
             await attempts.strike_out([])
-            found = await asyncio.gather(*(attempts.begin(at, first) for at in places))
-            assert found == [None] * 5 + [first] * 35
+            assert await attempts.begin(places) == {at: Attempt() for at in places[5:]}
+            assert await attempts.begin([]) == {}
 
     run(go())
 
@@ -142,7 +141,7 @@ def test_redis_that_is_away_is_unavailable_for_all_who_ask() -> None:
     async def go() -> None:
         redis = Redis.from_url(NOBODY)
         store, attempts = RedisStore(redis, "p", "s"), RedisAttempts(redis, "p", "g")
-        asked = [store.load(0, ["a"]), store.load(1, ["b"]), attempts.begin((0, 1), Attempt())]
+        asked = [store.load(0, ["a"]), store.load(1, ["b"]), attempts.begin([(0, 1)])]
         asked += [store.commit("me", [Write(0, 0, 1, {})]), attempts.strike_out([(0, 1)])]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(one) for one in found] == [Unavailable] * 5

@@ -9,14 +9,12 @@ A process that lives, but was put out of its group, leaves its notes behind as a
 are a safety net, not a truth: when Redis is lost, a killer is found that much later.
 """
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from redis.asyncio import Redis
 
-from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.scripts import reached, run_script
 
 KEEP_SECONDS = 86_400
@@ -26,8 +24,8 @@ COMPANY = 2
 
 _BEGIN = """
 local found = {}
-for i = 2, #ARGV, 2 do
-  if redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) == 0 then
+for i = 3, #ARGV do
+  if redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[2]) == 0 then
     found[#found + 1] = ARGV[i]
     found[#found + 1] = redis.call('HGET', KEYS[1], ARGV[i])
   end
@@ -73,8 +71,8 @@ UNSUSPECTED = Attempt()
 class Attempts(Protocol):
     """Where starts are noted. Every call may raise Unavailable."""
 
-    async def begin(self, at: At, attempt: Attempt) -> Attempt | None:
-        """Note a start, unless one is noted already: that one is answered, and nothing is written."""
+    async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
+        """Note first starts. Where one is noted already nothing is written, and that one is answered."""
         ...
 
     async def note(self, at: At, attempt: Attempt) -> None:
@@ -92,12 +90,11 @@ class MemoryAttempts:
     def __init__(self) -> None:
         self._notes: dict[At, Attempt] = {}
 
-    async def begin(self, at: At, attempt: Attempt) -> Attempt | None:
+    async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
         """See `Attempts`."""
-        if (found := self._notes.get(at)) is not None:
-            return found
-        self._notes[at] = attempt
-        return None
+        found = {at: self._notes[at] for at in starts if at in self._notes}
+        self._notes |= {at: UNSUSPECTED for at in starts if at not in found}
+        return found
 
     async def note(self, at: At, attempt: Attempt) -> None:
         """See `Attempts`."""
@@ -110,21 +107,26 @@ class MemoryAttempts:
 
 
 class RedisAttempts:
-    """Starts in Redis, a hash a partition. What is asked at the same time goes in one request."""
+    """Starts in Redis, a hash a partition."""
 
     def __init__(self, redis: Redis, prefix: str, group: str) -> None:
         self._redis, self._stem = redis, f"{prefix}:attempts:{group}"
         self._begin = redis.register_script(_BEGIN)
-        self._asked: dict[int, list[tuple[int, Attempt, asyncio.Future[Attempt | None]]]] = {}
-        self._asking: asyncio.Task[None] | None = None
 
-    async def begin(self, at: At, attempt: Attempt) -> Attempt | None:
-        """See `Attempts`."""
-        answer: asyncio.Future[Attempt | None] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(at[0], []).append((at[1], attempt, answer))
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-        return await answer
+    async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
+        """See `Attempts`. One request, whatever the number of partitions."""
+        by_partition = _by_partition(starts)
+        calls = [
+            (self._key(partition), [KEEP_SECONDS, _encode(UNSUSPECTED), *offsets])
+            for partition, offsets in by_partition.items()
+        ]
+        found = {}
+        for partition, answer in zip(
+            by_partition, await run_script(self._redis, self._begin, calls), strict=True
+        ):
+            for offset, note in zip(answer[::2], answer[1::2], strict=True):
+                found[partition, int(offset)] = _decode(note)
+        return found
 
     async def note(self, at: At, attempt: Attempt) -> None:
         """See `Attempts`."""
@@ -133,43 +135,23 @@ class RedisAttempts:
 
     async def strike_out(self, done: Sequence[At]) -> None:
         """See `Attempts`."""
-        by_partition: dict[int, list[str]] = {}
-        for partition, offset in done:
-            by_partition.setdefault(partition, []).append(str(offset))
-        if not by_partition:
+        if not done:
             return
         with reached():
             async with self._redis.pipeline(transaction=False) as pipeline:
-                for partition, offsets in by_partition.items():
-                    pipeline.hdel(self._key(partition), *offsets)
+                for partition, offsets in _by_partition(done).items():
+                    pipeline.hdel(self._key(partition), *map(str, offsets))
                 await pipeline.execute()
-
-    async def _ask(self) -> None:
-        """One request after the other, each with all that has come up meanwhile."""
-        while self._asked:
-            asked, self._asked = self._asked, {}
-            calls = [
-                (self._key(partition), [KEEP_SECONDS, *_flat(starts)]) for partition, starts in asked.items()
-            ]
-            try:
-                answers = await run_script(self._redis, self._begin, calls)
-            except Unavailable as away:
-                for _, _, answer in (one for starts in asked.values() for one in starts):
-                    if not answer.done():
-                        answer.set_exception(away)
-                continue
-            for starts, found in zip(asked.values(), answers, strict=True):
-                noted = dict(zip(map(int, found[::2]), map(_decode, found[1::2]), strict=True))
-                for offset, _, answer in starts:
-                    if not answer.done():
-                        answer.set_result(noted.get(offset))
 
     def _key(self, partition: int) -> str:
         return f"{{{self._stem}:{partition}}}"
 
 
-def _flat(starts: Sequence[tuple[int, Attempt, Any]]) -> list[str | int]:
-    return [item for offset, attempt, _ in starts for item in (offset, _encode(attempt))]
+def _by_partition(places: Sequence[At]) -> dict[int, list[str | bytes | int]]:
+    found: dict[int, list[str | bytes | int]] = {}
+    for partition, offset in places:
+        found.setdefault(partition, []).append(offset)
+    return found
 
 
 def _encode(attempt: Attempt) -> str:

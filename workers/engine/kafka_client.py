@@ -151,7 +151,9 @@ def as_bus_error(error: KafkaError) -> BusError:
 
 
 def _headers(message: "Message[bytes, bytes]") -> dict[str, bytes]:
-    given = message.headers() or ()
+    given = message.headers()
+    if not given:
+        return {}
     pairs = given.items() if isinstance(given, dict) else given
     return {name: value if isinstance(value, bytes) else b"" for name, value in pairs}
 

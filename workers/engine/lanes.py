@@ -117,6 +117,11 @@ class Lanes:
             self._release(lane)
             self._queue(lane)
 
+    def give_back(self, lane: Lane) -> None:
+        """The lane was chosen, and its task does not begin."""
+        self._release(lane)
+        self._queue(lane)
+
     def suspect(self, lane: Lane, attempt: Attempt) -> None:
         """The task that was just begun turns out to be a suspect: it goes back, to be begun alone."""
         job = self._release(lane)

@@ -38,8 +38,9 @@ def check_limits(outputs: Sequence[Outgoing], offsets: Mapping[TopicPartition, C
             raise TooLarge(
                 f"{output.topic} {output.key!r}: {len(output.value)} bytes, over {MAX_RECORD_BYTES}"
             )
-        headers = sum(len(name.encode()) + len(value) for name, value in output.headers.items())
-        whole = len(output.value) + len(key_bytes(output.key)) + headers + _BATCH_OVERHEAD
+        whole = len(output.value) + len(key_bytes(output.key)) + _BATCH_OVERHEAD
+        for name, value in output.headers.items():
+            whole += len(name.encode()) + len(value)
         if whole > (MAX_LETTER_BYTES if is_letter else MAX_MESSAGE_BYTES):
             raise TooLarge(f"{output.topic} {output.key[:80]!r}: key and headers make it {whole} bytes")
     for partition, committed in (offsets or {}).items():

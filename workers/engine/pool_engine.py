@@ -25,7 +25,7 @@ from typing import Protocol
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BusError, TooLarge, Unavailable, Undecodable
 from codeconvoy.workers.engine import offsets as offset_map
-from codeconvoy.workers.engine.attempts import Attempts
+from codeconvoy.workers.engine.attempts import Attempt, Attempts
 from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import dead_letter, letter_of, skipped_points
 from codeconvoy.workers.engine.health import Health
@@ -34,6 +34,7 @@ from codeconvoy.workers.engine.limits import check_limits
 from codeconvoy.workers.engine.metrics import EngineMetrics
 from codeconvoy.workers.engine.offsets import Offsets
 from codeconvoy.workers.engine.results import Result, Results
+from codeconvoy.workers.engine.starter import Starter
 from codeconvoy.workers.engine.starts import readable
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class PoolLimits:
     poll_seconds: float = 0.05
     idle_poll_seconds: float = 0.5
     """How long a poll waits where nothing is in hand."""
-    beat_seconds: float = 0.05
+    beat_seconds: float = 0.1
     """Between the beginnings of two group commits."""
     drain_seconds: float = 5.0
     """How long tasks in flight may take to end when their partition is taken away, or at the end."""
@@ -124,6 +125,14 @@ class PoolEngine:
         self._limits = limits or PoolLimits()
         self._assigned: dict[int, Assignment] = {}
         self._lanes = Lanes(self._limits.slots)
+        self._starter = Starter(
+            self._lanes,
+            attempts,
+            self._limits.deaths,
+            begin=self._begin,
+            give_up=self._convict,
+            later=self._try_later,
+        )
         self._polled_at = self._trusted_from = 0.0
         self._results = Results(
             self._assigned, group, attempts, metrics, self._letter_of_result, self._limits.beat_seconds
@@ -145,6 +154,7 @@ class PoolEngine:
             committer = asyncio.create_task(self._results.commit_on_beat())
             # Whoever starts anew in this process must not meet a task that has not ended yet.
             stack.push_async_callback(self._leave, (), None)
+            stack.push_async_callback(self._starter.stop)
             stack.push_async_callback(self._results.stop, committer)
             await self._turn(stop, consumer, committer)
             await self._give_back(list(self._assigned))
@@ -231,6 +241,9 @@ class PoolEngine:
     async def _leave(self, partitions: Sequence[int], seconds: float | None) -> None:
         """Cancel the tasks of these partitions, and wait so long for their end. Without seconds:
         those of all partitions, and until their end."""
+        if seconds is None:
+            for assignment in self._assigned.values():
+                assignment.is_ending = True
         self._lanes.clear(partitions if seconds is not None else list(self._assigned))
         lanes = list(self._lanes.in_flight(partitions if seconds is not None else None))
         cancelled = [lane.running.at for lane in lanes if lane.running is not None]
@@ -263,23 +276,22 @@ class PoolEngine:
         now = asyncio.get_running_loop().time()
         if now - self._polled_at > self._limits.stale_seconds or now < self._trusted_from:
             return
-        while (lane := self._lanes.next()) is not None:
-            lane.task = asyncio.create_task(self._work(lane))
-            lane.task.add_done_callback(partial(self._lanes.ended, lane))
+        self._starter.start()
+
+    def _begin(self, lane: Lane) -> None:
+        lane.task = asyncio.create_task(self._work(lane))
+        lane.task.add_done_callback(partial(self._lanes.ended, lane))
 
     async def _work(self, lane: Lane) -> None:
         """Step 3: one task, to its result, a retry later, or a dead letter."""
         job, task = lane.running, lane.task
-        assert job is not None and task is not None, "begun by _start"
+        assert job is not None and task is not None, "begun by _begin"
         try:
-            if not await self._note_start(lane, job):
-                return
             outputs = await self._outputs(job)
             await self._note_end(job)
         except AWAY as away:
             await self._note_end(job)
-            if not job.assignment.is_ending:  # else its new owner does it
-                self._try_later(lane, job, away)
+            self._try_later(lane, away)
             return
         except Undecodable as undecodable:
             self._stop(job, undecodable)
@@ -291,29 +303,9 @@ class PoolEngine:
             self._start()
         self._results.add(Result(job, outputs))
 
-    async def _note_start(self, lane: Lane, job: Job) -> bool:
-        """Count the task before it starts; False where it is not to be begun now, or not at all."""
-        if job.attempt.is_suspect:
-            await self._attempts.note(job.at, job.attempt.in_flight(alone=True))
-            return True
-        if job.is_noted:
-            return True
-        job.is_noted = True
-        found = await self._attempts.begin(job.at, job.attempt)
-        if found is None:
-            return True
-        held = found.after_crash()
-        if held.deaths >= self._limits.deaths:
-            reason = f"its process died {held.deaths} times while nothing else ran"
-            self._results.add(Result(job, self._given_up(job, "poison", reason, held.deaths)))
-            return False
-        if held.is_suspect:
-            logger.warning("%s of %s ran when processes died: it runs alone now", job.at, self._topic)
-            self._lanes.suspect(lane, held)
-            return False
-        job.attempt = held
-        await self._attempts.note(job.at, held)
-        return True
+    def _convict(self, job: Job, held: Attempt) -> None:
+        reason = f"its process died {held.deaths} times while nothing else ran"
+        self._results.add(Result(job, self._given_up(job, "poison", reason, held.deaths)))
 
     async def _note_end(self, job: Job) -> None:
         """What dies from now on does not die of this task alone."""
@@ -325,10 +317,13 @@ class PoolEngine:
 
     async def _outputs(self, job: Job) -> Sequence[Outgoing]:
         """What comes of a task; a dead letter where nothing can."""
-        record = job.record
+        record, clock = job.record, asyncio.get_running_loop().time
         try:
-            with self._metrics.task_seconds.time():
+            began = clock()
+            try:
                 outputs = await self._handler.handle(record)
+            finally:
+                self._metrics.task_seconds.observe(clock() - began)
             check_limits(outputs, None)
         except AWAY:
             raise
@@ -356,7 +351,12 @@ class PoolEngine:
         """What is written in the place of outputs that the broker refuses."""
         return Result(result.job, self._given_up(result.job, "refused", reason, 1), is_letter=True)
 
-    def _try_later(self, lane: Lane, job: Job, why: Exception) -> None:
+    def _try_later(self, lane: Lane, why: Exception) -> None:
+        job = lane.running
+        assert job is not None, "it was begun"
+        if job.assignment.is_ending:  # its new owner does it
+            self._lanes.give_back(lane)
+            return
         delay = min(self._limits.retry_seconds * 2**job.retries, self._limits.retry_limit_seconds)
         job.retries += 1
         self._lanes.again(lane, asyncio.get_running_loop().time() + delay)
@@ -398,7 +398,9 @@ class PoolEngine:
         metrics.blocked.set(lanes.blocked)
         metrics.look_ahead.set(sum(one.offsets.in_hand for one in self._assigned.values()))
         # A model may take minutes: a task in flight has a deadline of its own.
-        self._health.turned(progressed=progressed or lanes.running > 0, behind=len(lanes) + len(self._results) > 0)
+        self._health.turned(
+            progressed=progressed or lanes.running > 0, behind=len(lanes) + len(self._results) > 0
+        )
 
     # Partitions that can't go on ----------------------------------------------------------------
 

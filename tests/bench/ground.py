@@ -10,12 +10,13 @@ import multiprocessing
 import signal
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from confluent_kafka import KafkaError, KafkaException
@@ -129,14 +130,29 @@ def run_until_terminated(work: Callable[[asyncio.Event], Awaitable[None]]) -> No
     asyncio.run(run())
 
 
-def cpu_seconds(processes: Sequence[BaseProcess]) -> float:
+def cpu_seconds(pids: Iterable[int | None]) -> float:
     """The CPU time that the processes have used so far."""
     total = 0.0
-    for process in processes:
+    for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
-            times = psutil.Process(process.pid).cpu_times()
+            times = psutil.Process(pid).cpu_times()
             total += times.user + times.system
     return total
+
+
+def server_cpu(ground: Ground) -> dict[str, float]:
+    """The CPU time of the broker and of Redis so far; empty where they are not on this machine."""
+    ports = {
+        int(ground.kafka.split(",")[0].rpartition(":")[2]): "broker",
+        urlsplit(ground.redis).port or 6379: "Redis",
+    }
+    found: dict[str, float] = {}
+    with contextlib.suppress(psutil.AccessDenied):
+        for connection in psutil.net_connections("tcp"):
+            name = ports.get(connection.laddr.port) if connection.status == psutil.CONN_LISTEN else None
+            if name is not None and connection.pid is not None:
+                found[name] = cpu_seconds([connection.pid])
+    return dict(sorted(found.items()))
 
 
 def check_alive(processes: Sequence[BaseProcess]) -> None:

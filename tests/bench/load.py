@@ -13,10 +13,12 @@ from codeconvoy.schemas.events import Policy
 from codeconvoy.schemas.job_spec import DEFAULT_STRATEGIES
 from codeconvoy.schemas.tasks import EditWork, Task
 from codeconvoy.schemas.topics import PARTITIONER, file_key
+from tests.bench.figures import Wrong
 
 SEED = 20_261
 PARTITIONS = 12
 """Of every topic: what a fleet's own are created with."""
+QUIET_SECONDS = 60.0
 WORKSPACE = "bench"
 GOAL = "Replace the string formatting by f-strings, and keep what the module's callers can see."
 
@@ -96,22 +98,23 @@ class Sink:
         )
         self._consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
 
-    def take(self, count: int, seconds: float, check: Callable[[], None]) -> list[bytes]:
+    def take(self, count: int, check: Callable[[], None] = lambda: None) -> list[bytes]:
         """The values of the next `count` records. `check` raises where they will not come.
 
         Raises:
-            RuntimeError: they did not come within `seconds`.
+            Wrong: no more came for a minute: the others were lost.
         """
         values: list[bytes] = []
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + QUIET_SECONDS
         while len(values) < count:
             for message in self._consumer.consume(min(5_000, count - len(values)), 0.01):
                 if message.error() is not None:
                     raise RuntimeError(str(message.error()))
                 values.append(message.value() or b"")
+                deadline = time.monotonic() + QUIET_SECONDS
             check()
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{len(values)} of {count} records came within {seconds:.0f} s")
+                raise Wrong(f"{len(values)} of {count} records came, and no more for {QUIET_SECONDS:.0f} s")
         return values
 
     def surplus(self, seconds: float) -> int:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import psutil
 from redis import Redis
 
 from codeconvoy.orchestrator import fleet as parts
@@ -26,7 +25,7 @@ from tests.bench import w1_pipeline
 from tests.bench.events import content_at, path_of
 from tests.bench.figures import Figure, Wrong
 from tests.bench.fleet_parts import commands
-from tests.bench.ground import Ground
+from tests.bench.ground import Ground, cpu_seconds, server_cpu
 from tests.bench.load import PARTITIONS
 from tests.bench.stub_agents import roles_file
 from tests.fleets import Fleet, unique_prefix
@@ -54,16 +53,16 @@ def measure(ground: Ground) -> Iterator[Figure]:
         work_tree = repository(started.directory / "repository", contents)
         started.start(*PROCESSES)
         _run(ground, started, [_job(work_tree, "warm-up", 2)])
-        before = _cpu(started)
+        before = _cpu(ground, started)
         began = time.monotonic()
         states = _run(ground, started, [_job(work_tree, f"job-{number}", files) for number in range(jobs)])
         elapsed = time.monotonic() - began
-        used = {name: seconds - before[name] for name, seconds in _cpu(started).items()}
+        used = {name: seconds - before[name] for name, seconds in _cpu(ground, started).items()}
         done = _count(states)
         ground.say(f"W1b: {done:,} tasks in {elapsed:.1f} s; the audit begins")
         report = started.audit()
         if not report.clean:
-            raise Wrong(f"W1b: the audit found {report.findings.kept[:3]}")
+            raise Wrong(f"the audit found {report.findings.kept[:3]}")
     how = (
         f"{jobs} jobs of {files * (EDITS + 2):,} tasks on {files} files, {len(PROCESSES)} processes, "
         f"{CONCURRENCY} slots a role; audit clean; by hand: W1a's loop with three processes"
@@ -95,7 +94,7 @@ def _run(ground: Ground, started: Fleet, specs: Sequence[JobSpec]) -> list[JobSt
     states = [started.job(job_id) for job_id in job_ids]
     for state in states:
         if state is None or state.status is not JobStatus.SUCCEEDED:
-            raise Wrong(f"W1b: a job ended as {state and (state.status, state.reason)}\n{started.logs()}")
+            raise Wrong(f"a job ended as {state and (state.status, state.reason)}\n{started.logs()}")
     return [state for state in states if state is not None]
 
 
@@ -133,7 +132,7 @@ def _count(states: Sequence[JobState]) -> int:
     )
 
 
-def _cpu(started: Fleet) -> Mapping[str, float]:
-    """Seconds of CPU of each process so far."""
-    times = {name: psutil.Process(member.pid).cpu_times() for name, member in started.members.items()}
-    return {name: found.user + found.system for name, found in times.items()}
+def _cpu(ground: Ground, started: Fleet) -> Mapping[str, float]:
+    """Seconds of CPU of each process so far, and of the servers."""
+    used = {name: cpu_seconds([member.pid]) for name, member in started.members.items()}
+    return used | server_cpu(ground)

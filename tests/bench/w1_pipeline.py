@@ -8,10 +8,11 @@ transaction a batch. The limit of both is a loop by hand that passes the bytes o
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from multiprocessing.process import BaseProcess
 from statistics import median
 
 import msgspec
@@ -23,7 +24,7 @@ from codeconvoy.workers.engine.bus import Outgoing, Record
 from tests.bench import baselines, load
 from tests.bench.figures import Figure, Wrong
 from tests.bench.fleet_parts import fleet_on, run_pool
-from tests.bench.ground import Ground, check_alive, children, cpu_seconds, run_until_terminated
+from tests.bench.ground import Ground, check_alive, children, cpu_seconds, run_until_terminated, server_cpu
 
 TASKS = 20_000
 WARM_UP = 2_000
@@ -31,7 +32,6 @@ KEYS = 200
 ROUNDS = 3
 STAGES = ("generator", "reviewer", "tester", "done")
 SIDES = ("engines", "by hand", "bytes by hand")
-SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ class Measured:
 
     rate: float
     """Tasks a second through all three stages."""
-    cpu: float
-    """Seconds of CPU of the three processes, a task."""
+    cpu: Mapping[str, float]
+    """Seconds of CPU a task, of the three stages together, of the broker and of Redis."""
 
 
 def measure(ground: Ground) -> Iterator[Figure]:
@@ -118,7 +118,6 @@ def measure(ground: Ground) -> Iterator[Figure]:
             found[side].append(measured)
             ground.say(f"W1a {side}, round {number + 1}: {measured.rate:,.0f} tasks/s")
     rates = {side: median(one.rate for one in found[side]) for side in SIDES}
-    cpu = {side: 1e6 * median(one.cpu for one in found[side]) for side in SIDES}
     how = (
         f"{ground.count(TASKS):,} tasks, {KEYS} keys, three hops; a process a stage on both sides; "
         f"median of {ROUNDS}"
@@ -127,7 +126,9 @@ def measure(ground: Ground) -> Iterator[Figure]:
     yield Figure(
         "W1a pipeline, bytes", rates["engines"], "tasks/s", "bytes passed on by hand", rates["bytes by hand"]
     )
-    yield Figure("W1a CPU of three stages", cpu["engines"], "µs/task", "by hand", cpu["by hand"])
+    for part in found["engines"][0].cpu:
+        ours, by_hand = (1e6 * median(one.cpu[part] for one in found[side]) for side in SIDES[:2])
+        yield Figure(f"W1a CPU {part}", ours, "µs/task", "by hand", by_hand)
 
 
 def by_hand(ground: Ground) -> float:
@@ -149,14 +150,19 @@ def _side(ground: Ground, runner: Callable[[Stage], None], last_role: str) -> Me
         ):
             alive = partial(check_alive, processes)
             load.send(ground.kafka, topics.tasks(STAGES[0]), first)
-            values = sink.take(warm_up, SECONDS, alive)
-            used, began = cpu_seconds(processes), time.monotonic()
+            values = sink.take(warm_up, alive)
+            used, began = _cpu(ground, processes), time.monotonic()
             load.send(ground.kafka, topics.tasks(STAGES[0]), second)
-            values += sink.take(count, SECONDS, alive)
+            values += sink.take(count, alive)
             elapsed = time.monotonic() - began
-            used = cpu_seconds(processes) - used
+            after = _cpu(ground, processes)
             _check(codec, values, sink.surplus(1.0), last_role or STAGES[0])
-    return Measured(count / elapsed, used / count)
+    return Measured(count / elapsed, {part: (after[part] - used[part]) / count for part in used})
+
+
+def _cpu(ground: Ground, stages: Sequence[BaseProcess]) -> Mapping[str, float]:
+    """Seconds of CPU so far."""
+    return {"stages": cpu_seconds([stage.pid for stage in stages]), **server_cpu(ground)}
 
 
 def _check(codec: Codec, values: Sequence[bytes], surplus: int, role: str) -> None:
@@ -166,6 +172,6 @@ def _check(codec: Codec, values: Sequence[bytes], surplus: int, role: str) -> No
     strange = [task.task_id for task in arrived if task.role != role]
     if late or strange or surplus:
         raise Wrong(
-            f"W1a: {len(late)} lost, doubled or out of order such as {late[:3]}; "
+            f"{len(late)} lost, doubled or out of order such as {late[:3]}; "
             f"{len(strange)} not through all stages; {surplus} too many"
         )

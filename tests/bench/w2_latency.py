@@ -130,7 +130,7 @@ def _engine(ground: Ground, calls: Calls) -> list[Call]:
         load.send(ground.kafka, topics.tasks(ROLE), records)
         seen: list[Call] = in_child(run_calls, ground.kafka, ground.redis, topics, calls)
         with load.sink(ground.kafka, topics.tasks(DONE)) as sink:
-            values = sink.take(calls.tasks, 30.0, lambda: None)
+            values = sink.take(calls.tasks)
             surplus = sink.surplus(1.0)
     begun = sorted(seen, key=lambda call: call.began)
     late = load.out_of_order([call.task_id for call in begun])
@@ -138,7 +138,7 @@ def _engine(ground: Ground, calls: Calls) -> list[Call]:
     written = load.out_of_order([codec.decode(value, Task).task_id for value in values])
     if late or side_by_side or written or surplus or len(seen) != calls.tasks:
         raise Wrong(
-            f"W2: {len(seen)} calls of {calls.tasks}; begun out of order {late[:3]}, side by side "
+            f"{len(seen)} calls of {calls.tasks}; begun out of order {late[:3]}, side by side "
             f"{side_by_side[:3]}; written out of order, lost or doubled {written[:3]}, {surplus} too many"
         )
     return seen

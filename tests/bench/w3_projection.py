@@ -6,7 +6,7 @@ its verdict reached, a transaction with the consumed offset in Kafka, then the s
 same fields are written, unchecked: for each event, or once a batch for each file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -39,6 +39,7 @@ def measure(ground: Ground) -> Iterator[Figure]:
     each = ground.count(EVENTS, 2)
     rates: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
+    written: dict[str, str] = {}
     with ground.topics() as topics:
         log = Log(Codec.create())
         load.send(ground.kafka, topics.events, log.events(FILE_COUNT, 0, each))
@@ -49,26 +50,29 @@ def measure(ground: Ground) -> Iterator[Figure]:
                 with children((target, arguments)) as processes:
                     alive = partial(check_alive, processes)
                     passed = wait_projected(ground, topics, stem, ends, alive)
-                    used = cpu_seconds(processes) / sum(ends.values())
+                    used = cpu_seconds([one.pid for one in processes]) / sum(ends.values())
                 if stem == FILES:
                     check_shown(ground, topics, stem, FILE_COUNT, lambda file: each - 1)
                 rates.setdefault(side, []).append(passed.rate)
                 cpu.setdefault(side, []).append(used)
+                written[side] = _written(ground, topics, stem)
                 ground.say(f"W3 {side}, round {number + 1}: {passed.rate:,.0f} events/s")
                 _erase(ground, topics, stem)
-    yield from _figures(rates, cpu, each)
+    yield from _figures(rates, cpu, f"{FILE_COUNT:,} files of {each} events; {_listed(written)}")
 
 
-def _figures(rates: dict[str, list[float]], cpu: dict[str, list[float]], each: int) -> Iterator[Figure]:
+def _figures(rates: dict[str, list[float]], cpu: dict[str, list[float]], what: str) -> Iterator[Figure]:
     rate = {side: median(found) for side, found in rates.items()}
     micros = {side: 1e6 * median(found) for side, found in cpu.items()}
-    how = (
-        f"{FILE_COUNT:,} files of {each} events, one process a side, median of {ROUNDS}; starting up left out"
-    )
+    how = f"{what}; one process a side, median of {ROUNDS}; starting up left out"
     ours, plain, coalesced = rate["projector"], rate["by hand"], rate["by hand, coalescing"]
     yield Figure("W3 projection", ours, "events/s", "by hand", plain, 0.7, how=how)
     yield Figure("W3 projection, coalesced", ours, "events/s", "by hand, a write a file and batch", coalesced)
     yield Figure("W3 CPU", micros["projector"], "µs/event", "by hand", micros["by hand"])
+
+
+def _listed(written: Mapping[str, str]) -> str:
+    return "; ".join(f"{side} wrote {what}" for side, what in written.items())
 
 
 Side = tuple[str, str, Callable[..., None], Sequence[Any]]
@@ -89,6 +93,17 @@ def _sides(ground: Ground, topics: Topics, number: int) -> Iterator[Side]:
         )
         yield name, stem, baselines.project, [what]
     yield "projector", FILES, run_process, (ground.kafka, ground.redis, topics, "projector")
+
+
+def _written(ground: Ground, topics: Topics, stem: str) -> str:
+    """How much there is in Redis, so that everybody sees that it is about the same."""
+    fields, size = 0, 0
+    with Redis.from_url(ground.redis) as redis:
+        for number in range(topics.partitions):
+            name = f"{{{topics.prefix}:{stem}:{number}}}"
+            fields += int(redis.hlen(name))
+            size += int(redis.memory_usage(name, samples=1_000) or 0)
+    return f"{fields:,} fields, {size / 1e6:,.0f} MB"
 
 
 def _erase(ground: Ground, topics: Topics, stem: str) -> None:

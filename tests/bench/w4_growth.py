@@ -250,7 +250,7 @@ def _latencies(ground: Ground, topics: Topics, there: Files) -> list[float]:
             while int(redis.hget(name, OFFSET) or 0) <= offset:
                 time.sleep(0.0005)
                 if time.monotonic() - began > STALE_SECONDS:
-                    raise Wrong(f"W4: offset {offset} of {name} is not projected after {STALE_SECONDS} s")
+                    raise Wrong(f"offset {offset} of {name} is not projected after {STALE_SECONDS} s")
             found.append(time.monotonic() - began)
     return found
 

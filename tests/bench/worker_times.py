@@ -76,11 +76,11 @@ def _start(ground: Ground) -> float:
         with load.sink(ground.kafka, topics.jobs) as sink:
             began = time.monotonic()
             started.start(ROLE)
-            [value] = sink.take(1, FIRST_SECONDS, lambda: None)
+            [value] = sink.take(1)
             seconds = time.monotonic() - began
     fact = codec.decode(value, JobFact)
     if not isinstance(fact.payload, TaskDone):
-        raise Wrong(f"start: the worker did not do its task: {fact.payload}")
+        raise Wrong(f"the worker did not do its task: {fact.payload}")
     ground.say(f"start: {seconds:.2f} s")
     return seconds
 
@@ -92,7 +92,7 @@ def _start_by_hand(ground: Ground) -> float:
         with load.sink(ground.kafka, topics.tasks(DONE)) as sink:
             began = time.monotonic()
             with children((w1_pipeline.run_loop, (stage, True))):
-                sink.take(1, FIRST_SECONDS, lambda: None)
+                sink.take(1)
                 return time.monotonic() - began
 
 

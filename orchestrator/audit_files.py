@@ -30,9 +30,9 @@ from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import EventJudged, VerdictKind
 from codeconvoy.schemas.topics import Topics, file_key, partition_of
 from codeconvoy.workers import file_states
-from codeconvoy.workers.detector import UNREPORTED
 from codeconvoy.workers.engine.bus import Record
 from codeconvoy.workers.projector import empty_history
+from codeconvoy.workers.report import UNREPORTED
 
 _LIVE = (VerdictKind.ACCEPTED, VerdictKind.FORKED)
 _EDITS = frozenset(TYPE_OF[kind] for kind in get_args(EditPayload))

@@ -17,7 +17,6 @@ The rules, in the order in which they are tried:
     a note on the visible version                      NOTED      OUTDATED when that moves
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -36,8 +35,6 @@ from codeconvoy.schemas.events import (
 )
 from codeconvoy.schemas.file_history import (
     MAX_DEFERRED,
-    MAX_EDITS,
-    MAX_ENTRIES,
     MAX_HEADS,
     MAX_READERS,
     MAX_VOIDED,
@@ -46,6 +43,8 @@ from codeconvoy.schemas.file_history import (
     Entry,
     FileHistory,
     Reader,
+    with_entry,
+    with_room,
 )
 from codeconvoy.schemas.hunks import apply
 from codeconvoy.schemas.job_facts import VerdictKind
@@ -77,7 +76,7 @@ def fold(history: FileHistory, event: Event) -> tuple[FileHistory, tuple[Judged,
     """
     if event.event_id in history.entries:
         return history, ((event.event_id, Verdict(VerdictKind.DUPLICATE)),)
-    history = _bounded(history, event)
+    history = with_room(history, event.edit is not None)
     if event.edit is not None:
         if history.claim is not None and not _resolves(history.claim, event):
             return _defer(history, event)
@@ -90,8 +89,7 @@ def fold(history: FileHistory, event: Event) -> tuple[FileHistory, tuple[Judged,
         case ReadNoted(version=version, reader_event=reader, reader_path=path):
             return _judge_note(history, event, version, reader, path)
         case RoundVoided(task_id=task_id, round=round_):
-            voided = (*history.voided, (task_id, round_))[-MAX_VOIDED:]
-            return _noted(msgspec.structs.replace(history, voided=voided), event)
+            return _noted(_void(history, task_id, round_), event)
         case _:
             return _noted(history, event)
 
@@ -110,6 +108,13 @@ def _resolves(claim: Claim, event: Event) -> bool:
         and payload.conflict_id == claim.conflict_id
         and set(event.parent_event_ids) == set(claim.heads)
     )
+
+
+def _void(history: FileHistory, task_id: str, round_: int) -> FileHistory:
+    """Later edits of this round are dead."""
+    voided = (*history.voided, (task_id, round_))
+    gone = max(0, len(voided) - MAX_VOIDED)
+    return msgspec.structs.replace(history, voided=voided[gone:], voided_from=history.voided_from + gone)
 
 
 def _defer(history: FileHistory, event: Event) -> tuple[FileHistory, tuple[Judged, ...]]:
@@ -135,7 +140,7 @@ def _judge_edit(history: FileHistory, event: Event, seq: int) -> tuple[FileHisto
     )
     judged: tuple[Judged, ...] = ((event.event_id, verdict),)
     if history.visible != before:
-        history, outdated = _outdate(history)
+        history, outdated = _outdate(history, before)
         judged += outdated
     if history.claim is not None:
         history, released = _release(history)
@@ -146,7 +151,9 @@ def _judge_edit(history: FileHistory, event: Event, seq: int) -> tuple[FileHisto
 def _release(history: FileHistory) -> tuple[FileHistory, tuple[Judged, ...]]:
     """End the claim, and judge in order what had been deferred."""
     waiting = history.deferred
-    history = msgspec.structs.replace(history, claim=None, deferred=())
+    history = msgspec.structs.replace(
+        history, claim=None, deferred=(), deferred_from=history.deferred_from + len(waiting)
+    )
     judged: tuple[Judged, ...] = ()
     for event in waiting:
         history, verdicts = _judge_edit(history, event, history.entries[event.event_id].seq)
@@ -164,7 +171,7 @@ def _verdict(history: FileHistory, event: Event) -> tuple[Verdict, Edit | None]:
     parents = event.parent_event_ids
     base = history.edit(parents[0]) if parents else None
     try:
-        content = apply(payload.patch, base.content if base else None)
+        content = apply(payload.patch, base.content if base else None, base.sha256 if base else None)
     except PatchRejected as rejected:
         return Verdict(VerdictKind.INVALID, f"the patch does not apply: {rejected}"), None
     heads = (*(head for head in history.heads if head not in parents), event.event_id)
@@ -225,16 +232,15 @@ def _shows(history: FileHistory, event: Event, verdict: Verdict) -> bool:
     return _joins(event) and history.visible in history.ancestors(event.parent_event_ids)
 
 
-def _outdate(history: FileHistory) -> tuple[FileHistory, tuple[Judged, ...]]:
-    """The visible version moved: who built on another content is told so, once."""
-    fresh: list[Reader] = []
-    judged: list[Judged] = []
-    for reader in history.readers:
-        if _same_content(history, reader.version):
-            fresh.append(msgspec.structs.replace(reader, version=history.visible))
-        else:
-            judged.append((reader.noted_by, Verdict(VerdictKind.OUTDATED, "the head has moved")))
-    return msgspec.structs.replace(history, readers=tuple(fresh)), tuple(judged)
+def _outdate(history: FileHistory, before: str) -> tuple[FileHistory, tuple[Judged, ...]]:
+    """The visible version moved: who built on another content is told so, once. All that are remembered
+    have built on what was visible before."""
+    if not history.readers or _same_content(history, before):
+        return history, ()
+    gone = Verdict(VerdictKind.OUTDATED, "the head has moved")
+    judged = tuple((reader.noted_by, gone) for reader in history.readers)
+    number = history.readers_from + len(history.readers)
+    return msgspec.structs.replace(history, readers=(), readers_from=number), judged
 
 
 def _same_content(history: FileHistory, version: str) -> bool:
@@ -258,7 +264,6 @@ def _judge_note(
         return _entered(history, event, verdict), ((event.event_id, verdict),)
     reader = Reader(
         noted_by=event.event_id,
-        version=history.visible,
         reader_event=reader_event,
         reader_path=reader_path,
         job_id=event.job_id,
@@ -266,10 +271,14 @@ def _judge_note(
         round=event.round,
     )
     readers = (*history.readers, reader)
-    history, judged = _noted(msgspec.structs.replace(history, readers=readers[-MAX_READERS:]), event)
+    gone = max(0, len(readers) - MAX_READERS)
+    history = msgspec.structs.replace(
+        history, readers=readers[gone:], readers_from=history.readers_from + gone
+    )
+    history, judged = _noted(history, event)
     # Who can't be told any more when the head moves is told now, to be on the safe side.
     dropped = Verdict(VerdictKind.OUTDATED, "too many have read this file to remember them all")
-    return history, judged + tuple((gone.noted_by, dropped) for gone in readers[:-MAX_READERS])
+    return history, judged + tuple((reader.noted_by, dropped) for reader in readers[:gone])
 
 
 def _judge_conflict(
@@ -316,9 +325,10 @@ def _entered(
     history: FileHistory, event: Event, verdict: Verdict, *, edit: Edit | None = None, seq: int | None = None
 ) -> FileHistory:
     """The history with the event's entry; a deferred event keeps the place where it arrived."""
-    late = seq is not None and seq != history.next_seq
+    known = history.entries.get(event.event_id)
     entry = Entry(
         seq=history.next_seq if seq is None else seq,
+        slot=history.next_slot if known is None else known.slot,
         event_id=event.event_id,
         event_type=event.event_type,
         job_id=event.job_id,
@@ -332,11 +342,7 @@ def _entered(
         edit=edit,
         summary=_summary(event),
     )
-    return msgspec.structs.replace(
-        history,
-        entries={**history.entries, event.event_id: entry},
-        next_seq=history.next_seq if late else history.next_seq + 1,
-    )
+    return with_entry(history, entry)
 
 
 def _summary(event: Event) -> str:
@@ -352,20 +358,3 @@ def _summary(event: Event) -> str:
             return outcome
         case _:
             return getattr(event.payload, "summary", "") or getattr(event.payload, "reason", "")
-
-
-def _bounded(history: FileHistory, event: Event) -> FileHistory:
-    """Make room for one more event: forget the oldest, never a head or what readers see."""
-    if len(history.entries) < MAX_EDITS:
-        return history
-    pinned = {*history.heads, history.visible, *(event.event_id for event in history.deferred)}
-    entries: Mapping[str, Entry] = history.entries
-    edits = [key for key, entry in entries.items() if entry.edit is not None]
-    # The end of a claim lets many edits in at once, so there may be more than one too many.
-    excess = max(0, len(edits) - MAX_EDITS + (event.edit is not None))
-    for key in [key for key in edits if key not in pinned][:excess]:
-        entries = {**entries, key: msgspec.structs.replace(entries[key], edit=None)}
-    if len(entries) >= MAX_ENTRIES:
-        gone = next(key for key, entry in entries.items() if entry.edit is None and key not in pinned)
-        entries = {key: entry for key, entry in entries.items() if key != gone}
-    return history if entries is history.entries else msgspec.structs.replace(history, entries=entries)

@@ -1,15 +1,18 @@
 """Reads nothing, writes nothing: what is remembered of one file, the state of the file fold.
 
 Bounded: the last `MAX_EDITS` edits with their contents and the last `MAX_ENTRIES` events. Both
-are constants of the fold, so that every replica forgets the same things at the same event.
+are constants of the fold, so that every replica forgets the same things at the same event. What one
+more event costs does not depend on what is remembered: nothing here is copied or looked through as a
+whole.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
 from codeconvoy.schemas.events import Event, EventType, Policy, Strategy, Tried
 from codeconvoy.schemas.job_facts import VerdictKind
+from codeconvoy.schemas.persistent import PersistentMap, PersistentQueue
 
 MAX_EDITS = 256
 MAX_ENTRIES = 1024
@@ -42,6 +45,9 @@ class Entry(_State, frozen=True, kw_only=True):
 
     seq: int
     """Counts the file's events, from 0, in log order."""
+    slot: int = 0
+    """Where it is stored: one of the numbers below that of the entries. An entry that is forgotten
+    leaves its slot to the next one."""
     event_id: str
     event_type: EventType
     job_id: str
@@ -73,11 +79,10 @@ class Claim(_State, frozen=True, kw_only=True):
 
 
 class Reader(_State, frozen=True, kw_only=True):
-    """Somebody whose work is built on `version` of this file."""
+    """Somebody whose work is built on what readers see of this file."""
 
     noted_by: str
     """The READ_NOTED, REVIEW_SUBMITTED or TEST_EXECUTED event: what becomes OUTDATED."""
-    version: str
     reader_event: str
     reader_path: str
     job_id: str
@@ -90,8 +95,16 @@ class FileHistory(_State, frozen=True, kw_only=True):
 
     workspace: str
     path: str
-    entries: Mapping[str, Entry] = {}
+    entries: PersistentMap[Entry] = msgspec.field(default_factory=PersistentMap)
     """By event id, in log order."""
+    edits: PersistentQueue = PersistentQueue()
+    """The entries that hold an edit, in log order."""
+    emptied: PersistentQueue = PersistentQueue()
+    """Those that held one that is too old by now, in log order."""
+    notes: PersistentQueue = PersistentQueue()
+    """All others, in log order."""
+    free_slot: int = -1
+    """The slot of the entry that was just forgotten; -1 where there is none."""
     next_seq: int = 0
     heads: tuple[str, ...] = ()
     """Live edits without a live descendant, in log order."""
@@ -99,14 +112,24 @@ class FileHistory(_State, frozen=True, kw_only=True):
     """The edit whose content readers see; empty where the file was never there."""
     claim: Claim | None = None
     deferred: tuple[Event, ...] = ()
+    deferred_from: int = 0
+    """The number of the first of them: how many were deferred and judged before. Here and below, such
+    numbers name what comes and goes in order, so that each is stored once."""
     readers: tuple[Reader, ...] = ()
+    readers_from: int = 0
     voided: tuple[tuple[str, int], ...] = ()
     """(task, round) pairs whose later edits are dead."""
+    voided_from: int = 0
 
     def edit(self, event_id: str) -> Edit | None:
         """The edit of this id, if it is one and is remembered."""
         entry = self.entries.get(event_id)
         return entry.edit if entry else None
+
+    @property
+    def next_slot(self) -> int:
+        """The slot of the next entry: the one that was just left, or the first that was never taken."""
+        return self.free_slot if self.free_slot >= 0 else len(self.entries)
 
     @property
     def forked(self) -> bool:
@@ -125,3 +148,81 @@ class FileHistory(_State, frozen=True, kw_only=True):
             found.add(event_id)
             stack.extend(edit.parents)
         return found
+
+
+def with_entry(history: FileHistory, entry: Entry) -> FileHistory:
+    """The history with one more entry, or with another one of an event that was deferred."""
+    key, is_known = entry.event_id, entry.event_id in history.entries
+    edits, notes = history.edits, history.notes
+    if entry.edit is not None:
+        edits = _with(history, edits, entry)
+        notes = PersistentQueue(each for each in notes if each != key) if is_known else notes
+    elif not is_known:
+        notes = notes.pushed(key)
+    return msgspec.structs.replace(
+        history,
+        entries=history.entries.updated({key: entry}),
+        edits=edits,
+        notes=notes,
+        next_seq=history.next_seq + (not is_known),
+        free_slot=-1,
+    )
+
+
+def with_room(history: FileHistory, for_edit: bool) -> FileHistory:
+    """Make room for one more event: forget the oldest, never a head or what readers see."""
+    if len(history.entries) < MAX_EDITS:
+        return history
+    changes: dict[str, Entry | None] = {}
+    edits, emptied, notes, free_slot = history.edits, history.emptied, history.notes, -1
+    # The end of a claim lets many edits in at once, so there may be more than one too many.
+    for _ in range(len(edits) - MAX_EDITS + for_edit):
+        key, edits = _oldest(history, edits)
+        if key is not None:  # it is too old for others to be built on it
+            entry = changes[key] = msgspec.structs.replace(history.entries[key], edit=None)
+            emptied = _with(history, emptied, entry)
+    if len(history.entries) >= MAX_ENTRIES:
+        (note, rest), (edit, others) = _oldest(history, notes), _oldest(history, emptied)
+        if edit is None or (note is not None and history.entries[note].seq < history.entries[edit].seq):
+            key, notes = note, rest
+        else:
+            key, emptied = edit, others
+        assert key is not None, "there are more entries than edits and deferred events"
+        changes[key], free_slot = None, history.entries[key].slot
+    if not changes:
+        return history
+    return msgspec.structs.replace(
+        history,
+        entries=history.entries.updated(changes),
+        edits=edits,
+        emptied=emptied,
+        notes=notes,
+        free_slot=free_slot,
+    )
+
+
+def _oldest(history: FileHistory, queue: PersistentQueue) -> tuple[str | None, PersistentQueue]:
+    """The first of the queue that may be forgotten, and the queue without it."""
+    first = queue.first
+    if first is None:
+        return None, queue
+    if not _is_pinned(history, first):
+        return first, queue.without_first()
+    found = next((each for each in queue if not _is_pinned(history, each)), None)
+    return found, PersistentQueue(each for each in queue if each != found)
+
+
+def _is_pinned(history: FileHistory, key: str) -> bool:
+    """True for what is never forgotten."""
+    if key == history.visible or key in history.heads:
+        return True
+    return bool(history.deferred) and any(event.event_id == key for event in history.deferred)
+
+
+def _with(history: FileHistory, queue: PersistentQueue, entry: Entry) -> PersistentQueue:
+    """The queue with one more entry, in log order; nearly always it is the last one."""
+    last = queue.last
+    if last is None or history.entries[last].seq < entry.seq:
+        return queue.pushed(entry.event_id)
+    seqs = {each: history.entries[each].seq for each in queue} | {entry.event_id: entry.seq}
+    return PersistentQueue(sorted(seqs, key=seqs.__getitem__))

@@ -65,14 +65,21 @@ def make_patch(base: bytes | None, result: bytes | None, *, executable: bool = F
     return Patch(base_sha256=before, result_sha256=after, content=result, executable=executable)
 
 
-def apply(patch: Patch, base: bytes | None) -> bytes | None:
+def apply(patch: Patch, base: bytes | None, base_sha256: str | None = None) -> bytes | None:
     """The content that the patch makes of `base`; None is an absent file.
+
+    Args:
+        patch: what to do.
+        base: the content to do it to.
+        base_sha256: its hash, where that is known already.
 
     Raises:
         PatchRejected: the patch was made for another base, contradicts itself, or does not give
             the bytes that it promised; the text says which.
     """
-    if (None if base is None else sha256(base).hexdigest()) != patch.base_sha256:
+    if base is not None and base_sha256 is None:
+        base_sha256 = sha256(base).hexdigest()
+    if base_sha256 != patch.base_sha256:
         raise PatchRejected("base_sha256 is not the hash of the parent's content")
     if patch.content is not None and patch.hunks:
         raise PatchRejected("it holds both hunks and whole content")

@@ -7,6 +7,7 @@ from hashlib import sha256
 from codeconvoy.schemas.events import EventType
 from codeconvoy.schemas.file_history import Edit, Entry, FileHistory
 from codeconvoy.schemas.job_facts import VerdictKind
+from codeconvoy.schemas.persistent import PersistentMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,12 @@ def history_of(versions: Mapping[str, Version], path: str = "file.txt") -> FileH
     joined = {parent for version in versions.values() for parent in version.parents}
     heads = tuple(name for name in versions if name not in joined)
     return FileHistory(
-        workspace="w", path=path, entries=entries, next_seq=len(entries), heads=heads, visible=heads[0]
+        workspace="w",
+        path=path,
+        entries=PersistentMap(entries),
+        next_seq=len(entries),
+        heads=heads,
+        visible=heads[0],
     )
 
 

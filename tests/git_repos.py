@@ -11,6 +11,7 @@ from codeconvoy.schemas.events import EventType
 from codeconvoy.schemas.file_history import Edit, Entry, FileHistory
 from codeconvoy.schemas.ids import sha256
 from codeconvoy.schemas.job_facts import VerdictKind
+from codeconvoy.schemas.persistent import PersistentMap
 from codeconvoy.workers.git.plan import Commit
 from codeconvoy.workers.git.trailers import Trailers
 
@@ -86,7 +87,7 @@ def history_of(path: str, *entries: Entry) -> FileHistory:
     return FileHistory(
         workspace="w",
         path=path,
-        entries={entry.event_id: entry for entry in entries},
+        entries=PersistentMap({entry.event_id: entry for entry in entries}),
         next_seq=len(entries),
         heads=tuple(e.event_id for e in entries if e.edit and e.edit.live and e.event_id not in parents),
         visible=shown[-1] if shown else "",
@@ -130,4 +131,4 @@ def entry(
 def forgotten(history: FileHistory, event_id: str) -> FileHistory:
     """The history after it has forgotten an edit's content."""
     gone = msgspec.structs.replace(history.entries[event_id], edit=None)
-    return msgspec.structs.replace(history, entries={**history.entries, event_id: gone})
+    return msgspec.structs.replace(history, entries=history.entries.updated({event_id: gone}))

@@ -22,12 +22,12 @@ from codeconvoy.schemas.events import (
     ReviewSubmitted,
     TestWritten,
 )
-from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import Planned, Reviewed, Worked
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, Task, TestWork
-from codeconvoy.workers.desk import Desk, check_size, emitted, version_of, visible_of
+from codeconvoy.workers.desk import Desk, check_size, emitted, version_in, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.projection import FileView
 from codeconvoy.workers.resolution.validate import objections
 from codeconvoy.workers.roles.role import Agent, Answer, Context, Edits, FileEdit, Plan, Role, Version, Vote
 
@@ -70,19 +70,20 @@ class AgentWorker:
     async def _context(self, task: Task) -> Context:
         if isinstance(task.work, PlanWork):
             return Context(task, Version("", "", None))
-        paths = tuple(dict.fromkeys((task.path, *_further(task), *task.reads)))
-        histories = await self._desk.snapshot(task, paths)
-        file = histories[task.path]
-        others = tuple(visible_of(histories[path]) for path in paths[1:])
+        further = dict.fromkeys((*_further(task), *task.reads), ())
+        wanted: dict[str, tuple[str, ...]] = {task.path: (), **further, task.path: _named(task)}
+        views = await self._desk.views(task, wanted, {})
+        file = views[task.path]
+        others = tuple(visible_in(view) for path, view in views.items() if path != task.path)
         match task.work:
             case EditWork(base=base):
-                shown = version_of(file, base) if base else visible_of(file)
+                shown = version_in(file, base) if base else visible_in(file)
                 return Context(task, shown, others=others)
             case ReviewWork(version=version, base=base):
-                return Context(task, version_of(file, version), base=version_of(file, base), others=others)
+                return Context(task, version_in(file, version), base=version_in(file, base), others=others)
             case TestWork(base=base):
-                before = version_of(file, base) if base else None
-                return Context(task, visible_of(file), base=before, others=others)
+                before = version_in(file, base) if base else None
+                return Context(task, visible_in(file), base=before, others=others)
             case ResolveWork():
                 return _conflict_context(task, task.work, file, others)
         raise AgentError(f"role {self._role.name} can't do {type(task.work).__name__}")
@@ -188,6 +189,20 @@ def _further(task: Task) -> tuple[str, ...]:
             return ()
 
 
+def _named(task: Task) -> tuple[str, ...]:
+    """The versions of its own file that a task speaks of."""
+    match task.work:
+        case EditWork(base=base) | TestWork(base=base):
+            named: tuple[str | None, ...] = (base,)
+        case ReviewWork(version=version, base=base):
+            named = (version, base)
+        case ResolveWork(own=own, base=origin, heads=heads):
+            named = (own, origin, *heads)
+        case _:
+            named = ()
+    return tuple(dict.fromkeys(event_id for event_id in named if event_id))
+
+
 def _writable(task: Task) -> frozenset[str]:
     if isinstance(task.work, TestWork):
         return frozenset({task.work.test_path})
@@ -205,19 +220,17 @@ def _payload(task: Task, before: Version, edit: FileEdit, summary: str) -> Paylo
     return CodeModified(patch=patch, summary=summary)
 
 
-def _conflict_context(
-    task: Task, work: ResolveWork, file: FileHistory, others: tuple[Version, ...]
-) -> Context:
+def _conflict_context(task: Task, work: ResolveWork, file: FileView, others: tuple[Version, ...]) -> Context:
     """A conflict as its later author sees it: its own edit, and what moved under it."""
     if any(head not in file.heads for head in work.heads):
         raise AgentError("the conflict is over: its heads have been joined")
-    in_order: Mapping[str, int] = {head: file.entries[head].seq for head in work.heads}
+    in_order: Mapping[str, int] = {head: file.contents[head].seq for head in work.heads}
     heads = sorted((head for head in work.heads if head != work.own), key=in_order.__getitem__)
-    base = version_of(file, work.base) if work.base else None
+    base = version_in(file, work.base) if work.base else None
     return Context(
         task,
-        version_of(file, work.own),
+        version_in(file, work.own),
         base=base,
         others=others,
-        heads=tuple(version_of(file, head) for head in heads),
+        heads=tuple(version_in(file, head) for head in heads),
     )

@@ -1,19 +1,19 @@
 """Reads the projection and the ends of the events log; writes nothing itself: what every kind of
 worker does around its work.
 
-`Desk.snapshot` waits until the projection holds what a task must see, and reads the files of the
-task as one consistent whole; `Desk.event`, `done` and `failed` make the records that the pool
-engine writes in one transaction.
+`Desk.views` (and `snapshot`, with whole histories) waits until the projection holds what a task must
+see, and reads the files of the task as one consistent whole; `Desk.event`, `done` and `failed` make
+the records that the pool engine writes in one transaction.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable, Undecodable
+from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable, Undecodable, Unencodable
 from codeconvoy.schemas.events import TYPE_OF, Event, Payload, Read, Usage
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import (
@@ -28,16 +28,18 @@ from codeconvoy.schemas.job_facts import (
 from codeconvoy.schemas.job_state import TaskStatus
 from codeconvoy.schemas.tasks import MustSee, Task
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key, partition_of
-from codeconvoy.workers.engine.bus import Outgoing, Reader, Record, TopicPartition
-from codeconvoy.workers.projection import Projection, wait_passed
+from codeconvoy.workers.engine.bus import Outgoing, Reader, Record
+from codeconvoy.workers.positions import Ends
+from codeconvoy.workers.projection import FileView, Projection, Wanted
 from codeconvoy.workers.roles.role import Version
 
 _OVER = frozenset((TaskStatus.CANCELLED, TaskStatus.FAILED, TaskStatus.REPORTED, TaskStatus.DONE))
 """Its word is on the log, and with it the offset of its record; or nobody waits for it."""
 COLLECTS = 5
 """Times that a snapshot is tried before the task waits."""
-BARRIER_SECONDS = 30.0
 WATCH_SECONDS = 1.0
+MAX_REASON = 4_000
+"""Characters of a reason that a job is told."""
 
 T = TypeVar("T")
 
@@ -52,6 +54,10 @@ class Desk:
     reader: Reader
     now: Callable[[], int]
     agent_id: str
+    _ends: Ends = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", Ends(self.reader, self.topics.events))
 
     # Before the work ----------------------------------------------------------------------------
 
@@ -74,16 +80,17 @@ class Desk:
             Unavailable: the projection is too far behind, or the files change too fast.
         """
         for _ in range(COLLECTS):
-            seen = await self.visible(task, paths, {})
+            seen = await self.views(task, dict.fromkeys(paths, ()), {})
             histories = await self.projection.histories(task.workspace, paths)
-            if all(histories[path].visible == seen[path].event_id for path in paths):
+            if all(histories[path].visible == seen[path].visible for path in paths):
                 return histories
         raise _too_fast()
 
-    async def visible(
-        self, task: Task, paths: Sequence[str], known: Mapping[str, Version]
-    ) -> Mapping[str, Version]:
-        """What readers see of these files at one moment that holds all the task must see.
+    async def views(
+        self, task: Task, wanted: Wanted, known: Mapping[str, FileView]
+    ) -> Mapping[str, FileView]:
+        """What readers see of these files, and what else is wanted of them, at one moment that holds
+        all the task must see.
 
         A double collect: read, wait until the projection has passed the ends of the files'
         partitions as they were after the read, read again, and accept when nothing has moved.
@@ -91,28 +98,23 @@ class Desk:
         Raises:
             Unavailable: the projection is too far behind, or the files change too fast.
         """
-        await wait_passed(self.projection, task.must_see, BARRIER_SECONDS)
-        await wait_passed(self.projection, await self._ends(task.workspace, paths), BARRIER_SECONDS)
-        before = await self.projection.visible(task.workspace, paths, known)
-        for _ in range(COLLECTS if len(before) > 1 else 0):
-            await wait_passed(self.projection, await self._ends(task.workspace, paths), BARRIER_SECONDS)
-            after = await self.projection.visible(task.workspace, paths, before)
-            if all(before[path].event_id == after[path].event_id for path in before):
+        points = [*task.must_see, *await self._ends_of(task.workspace, wanted)]
+        before = await self.projection.views(task.workspace, wanted, points, known)
+        if len(before) < 2:
+            return before
+        for _ in range(COLLECTS):
+            points = await self._ends_of(task.workspace, wanted)
+            after = await self.projection.views(task.workspace, wanted, points, before)
+            if all(before[path].visible == after[path].visible for path in before):
                 return after
             before = after
-        if len(before) > 1:
-            raise _too_fast()
-        return before
+        raise _too_fast()
 
-    async def _ends(self, workspace: str, paths: Sequence[str]) -> list[MustSee]:
-        """The last offsets of the files' partitions: markers included, since M passes them too."""
-        numbers = {partition_of(file_key(workspace, path), self.topics.partitions) for path in paths}
-        ends = []
-        for number in sorted(numbers):
-            _, high = await self.reader.watermarks(TopicPartition(self.topics.events, number))
-            if high > 0:
-                ends.append(MustSee(partition=number, offset=high - 1))
-        return ends
+    async def _ends_of(self, workspace: str, paths: Iterable[str]) -> list[MustSee]:
+        """The last offsets of the files' partitions."""
+        return await self._ends.of(
+            partition_of(file_key(workspace, p), self.topics.partitions) for p in paths
+        )
 
     async def unless_void(self, task: Task, work: Awaitable[T]) -> T | None:
         """Do the work within the task's deadline; None where its job ended meanwhile.
@@ -200,8 +202,9 @@ class Desk:
         try:
             outputs = [self._outgoing(event) for event in events]
             return [*outputs, self._fact(task, word)]
-        except TooLarge as too_large:
-            return self.failed(task, str(too_large), retryable=False)
+        except Unencodable as error:
+            # What is too large will be so again; what can't be written otherwise may be a model's slip.
+            return self.failed(task, str(error), retryable=not isinstance(error, TooLarge))
 
     def failed(self, task: Task, reason: str, *, retryable: bool) -> Sequence[Outgoing]:
         """The task's word that it could not be done."""
@@ -209,7 +212,7 @@ class Desk:
             task_id=task.task_id,
             round=task.round,
             agent_id=self.agent_id,
-            reason=reason[:4000],
+            reason=_printable(reason)[:MAX_REASON],
             retryable=retryable,
         )
         return [self._fact(task, word)]
@@ -251,7 +254,7 @@ def version_of(history: FileHistory, event_id: str) -> Version:
         return Version(history.path, "", None)
     entry = history.entries.get(event_id)
     if entry is None or entry.edit is None:
-        raise AgentError(f"{history.path}: version {event_id} is too old to be worked on", retryable=True)
+        raise _too_old(history.path, event_id)
     edit = entry.edit
     return Version(history.path, event_id, edit.content, edit.executable, entry.role, entry.summary)
 
@@ -259,6 +262,31 @@ def version_of(history: FileHistory, event_id: str) -> Version:
 def visible_of(history: FileHistory) -> Version:
     """A file as readers see it."""
     return version_of(history, history.visible)
+
+
+def version_in(view: FileView, event_id: str) -> Version:
+    """As `version_of`, of what was read of a file."""
+    if not event_id:
+        return Version(view.path, "", None)
+    content = view.contents.get(event_id)
+    if content is None:
+        raise _too_old(view.path, event_id)
+    edit = content.edit
+    return Version(view.path, event_id, edit.content, edit.executable, content.role, content.summary)
+
+
+def visible_in(view: FileView) -> Version:
+    """A file as readers see it."""
+    return version_in(view, view.visible)
+
+
+def _too_old(path: str, event_id: str) -> AgentError:
+    return AgentError(f"{path}: version {event_id} is too old to be worked on", retryable=True)
+
+
+def _printable(text: str) -> str:
+    """The text, with a mark for what is no character: it may come from anywhere."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def emitted(event: Event) -> Emitted:

@@ -1,42 +1,70 @@
 """Reads and writes fields of a partition's hash: how a file's history is laid out in Redis.
 
-A header field a file, and a field for each remembered event, so that what one more event costs
-does not grow with what the file already holds.
+    f:KEY           the header: what there is, and what readers see
+    e:KEY SLOT      each remembered event; the slots are numbered from 0, and one that is left is taken
+                    by the next event
+    c:KEY EVENT     what an edit made of the file, while that is remembered
+    r:KEY NUMBER    each reader, d:KEY NUMBER each deferred event, v:KEY NUMBER each voided round: they
+                    come and go in the order of their numbers
+    !conflict:KEY   in the projection alone, for each file that has more than one head, to list them by
+
+So what one more event writes does not grow with what the file already holds, and an edit can be read
+by its id, without the others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from codeconvoy.schemas.events import Event
-from codeconvoy.schemas.file_history import Claim, Entry, FileHistory, Reader
+from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory, Reader
+from codeconvoy.schemas.job_facts import VerdictKind
+from codeconvoy.schemas.persistent import PersistentMap, PersistentQueue
+from codeconvoy.schemas.topics import split_file_key
 from codeconvoy.workers.engine.reads import ReadFields
 
-_HEADER, _ENTRY = "f:", "e:"
+_HEADER, _ENTRY, _CONTENT, _READER, _DEFERRED, _VOIDED = "f:", "e:", "c:", "r:", "d:", "v:"
 OPEN_CONFLICT = "!conflict:"
-"""A field for each file that has more than one head, to list them by."""
+
+_pack = msgspec.msgpack.encode
 
 
 class TornRead(LookupError):
     """The projector wrote between the two halves of a read."""
 
 
-class _Header(msgspec.Struct, frozen=True, kw_only=True):
-    """A history without its entries; those are numbered by `runs`."""
+class _Header(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A history without what is numbered, but for how much there is of it."""
 
-    workspace: str
-    path: str
-    runs: tuple[tuple[int, int], ...]
-    """The sequence numbers of the entries, as half-open ranges."""
+    entries: int
     next_seq: int
     heads: tuple[str, ...]
     visible: str
-    visible_seq: int
-    """The sequence number of what readers see: its entry can be read without the others."""
     claim: Claim | None
-    deferred: tuple[Event, ...]
-    readers: tuple[Reader, ...]
-    voided: tuple[tuple[str, int], ...]
+    deferred: tuple[int, int]
+    """Numbers from the first to below the second; likewise:"""
+    readers: tuple[int, int]
+    voided: tuple[int, int]
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """What an edit made of the file, with what a reader wants to know of its event."""
+
+    event_id: str
+    seq: int
+    role: str
+    summary: str
+    edit: Edit
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of a header, what readers of single edits need."""
+
+    visible: str = ""
+    """The event that readers see; empty where there is none."""
+    heads: tuple[str, ...] = ()
 
 
 def header_field(key: str) -> str:
@@ -49,31 +77,75 @@ def key_of_header(field: str) -> str | None:
     return field.removeprefix(_HEADER) if field.startswith(_HEADER) else None
 
 
+def entry_field(key: str, slot: int) -> str:
+    """The name of the field of the entry in this slot of a file."""
+    return f"{_ENTRY}{key}\x1f{slot}"
+
+
+def content_field(key: str, event_id: str) -> str:
+    """The name of the field of what an edit made of a file."""
+    return f"{_CONTENT}{key}\x1f{event_id}"
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
 def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, bytes | None]:
     """The fields that differ. With the same `after` they are the same bytes, whoever writes them."""
-    old = before.entries if before is not None else {}
-    changes: dict[str, bytes | None] = {
-        entry_field(key, entry.seq): msgspec.msgpack.encode(entry)
-        for event_id, entry in after.entries.items()
-        if old.get(event_id) is not entry
-    }
-    for event_id, entry in old.items():
-        if event_id not in after.entries:
-            changes[entry_field(key, entry.seq)] = None
+    changes: dict[str, bytes | None] = {}
+    for event_id, entry in after.entries.changed_since(before.entries if before else None).items():
+        old = before.entries.get(event_id) if before else None
+        changes |= _entry(key, event_id, old, entry)
+    was = before or FileHistory(workspace=after.workspace, path=after.path)
+    changes |= _moved(_DEFERRED + key, was.deferred, was.deferred_from, after.deferred, after.deferred_from)
+    changes |= _moved(_READER + key, was.readers, was.readers_from, after.readers, after.readers_from)
+    changes |= _moved(_VOIDED + key, was.voided, was.voided_from, after.voided, after.voided_from)
     header = _Header(
-        workspace=after.workspace,
-        path=after.path,
-        runs=_runs(sorted(entry.seq for entry in after.entries.values())),
+        entries=len(after.entries),
         next_seq=after.next_seq,
         heads=after.heads,
         visible=after.visible,
-        visible_seq=after.entries[after.visible].seq if after.visible else -1,
         claim=after.claim,
-        deferred=after.deferred,
-        readers=after.readers,
-        voided=after.voided,
+        deferred=(after.deferred_from, after.deferred_from + len(after.deferred)),
+        readers=(after.readers_from, after.readers_from + len(after.readers)),
+        voided=(after.voided_from, after.voided_from + len(after.voided)),
     )
-    changes[header_field(key)] = msgspec.msgpack.encode(header)
+    changes[header_field(key)] = _pack(header)
+    return changes
+
+
+def _entry(key: str, event_id: str, old: Entry | None, now: Entry | None) -> dict[str, bytes | None]:
+    """The fields of an event that differ."""
+    had, edit = old is not None and old.edit is not None, now.edit if now is not None else None
+    changes: dict[str, bytes | None] = {}
+    # The slot of one that is gone was taken by another. One whose content is too old is as it was.
+    if now is not None and (edit is not None or not had):
+        changes[entry_field(key, now.slot)] = _pack(msgspec.structs.replace(now, edit=None))
+    if now is not None and edit is not None:
+        content = Content(event_id=event_id, seq=now.seq, role=now.role, summary=now.summary, edit=edit)
+        changes[content_field(key, event_id)] = _pack(content)
+    elif had:
+        changes[content_field(key, event_id)] = None
+    return changes
+
+
+def _moved(
+    stem: str, was: Sequence[object], was_from: int, now: Sequence[object], now_from: int
+) -> dict[str, bytes | None]:
+    """Of a queue, the fields of what came and of what went."""
+    was_end, end = was_from + len(was), now_from + len(now)
+    if (was_from, was_end) == (now_from, end):
+        return {}
+    changes: dict[str, bytes | None] = {
+        f"{stem}\x1f{number}": _pack(now[number - now_from]) for number in range(max(was_end, now_from), end)
+    }
+    changes |= {f"{stem}\x1f{number}": None for number in range(was_from, min(was_end, now_from))}
+    return changes
+
+
+def dump_view(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, bytes | None]:
+    """As `dump`, with what the projection's readers find conflicts by."""
+    changes = dump(key, before, after)
     if after.forked:
         changes[OPEN_CONFLICT + key] = b"1"
     elif before is not None and before.forked:
@@ -81,70 +153,96 @@ def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, 
     return changes
 
 
-def visible_in(raw: bytes | None) -> tuple[str, int]:
-    """From a header field: the event that readers see, and its number; empty where there is none."""
+def fields_of(history: FileHistory, key: str) -> Mapping[str, bytes]:
+    """All fields of a history in the projection, as a fresh write would leave them."""
+    return {name: value for name, value in dump_view(key, None, history).items() if value is not None}
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def seen_in(raw: bytes | None) -> Seen:
+    """What a header field says of what readers see."""
     if raw is None:
-        return "", -1
-    header = msgspec.msgpack.decode(raw, type=_Header)
-    return header.visible, header.visible_seq
+        return Seen()
+    header = _HEADERS.decode(raw)
+    return Seen(header.visible, header.heads)
 
 
-def entry_in(raw: bytes | None, event_id: str) -> Entry:
-    """From an entry field: the entry of this event.
-
-    Raises:
-        TornRead: it is another one by now.
-    """
-    entry = msgspec.msgpack.decode(raw, type=Entry) if raw is not None else None
-    if entry is None or entry.event_id != event_id:
-        raise TornRead(event_id)
-    return entry
+def content_in(raw: bytes | None) -> Content | None:
+    """What an edit made of a file, or None where that is not remembered."""
+    return _CONTENTS.decode(raw) if raw is not None else None
 
 
 async def load(key: str, read: ReadFields) -> FileHistory | None:
     """A file's history, or None where there is none.
 
     Raises:
-        TornRead: an entry that the header names was not there.
+        TornRead: it was written between the reads.
     """
     (raw,) = await read([header_field(key)])
     if raw is None:
         return None
-    header = msgspec.msgpack.decode(raw, type=_Header)
-    seqs = [seq for start, end in header.runs for seq in range(start, end)]
-    values = await read([entry_field(key, seq) for seq in seqs]) if seqs else []
-    if any(value is None for value in values):
+    header = _HEADERS.decode(raw)
+    entries, queues = await _read_numbered(key, header, read)
+    could = [entry.event_id for entry in entries if _could_hold_edit(entry)]
+    again, *contents = await read([header_field(key), *(content_field(key, each) for each in could)])
+    if again != raw:
         raise TornRead(key)
-    entries = [msgspec.msgpack.decode(value, type=Entry) for value in values if value is not None]
+    edits = {each: _CONTENTS.decode(raw).edit for each, raw in zip(could, contents, strict=True) if raw}
+    whole = [
+        msgspec.structs.replace(entry, edit=edits[entry.event_id]) if entry.event_id in edits else entry
+        for entry in entries
+    ]
+    workspace, path = split_file_key(key)
     return FileHistory(
-        workspace=header.workspace,
-        path=header.path,
-        entries={entry.event_id: entry for entry in entries},
+        workspace=workspace,
+        path=path,
+        entries=PersistentMap({entry.event_id: entry for entry in whole}),
+        edits=PersistentQueue(entry.event_id for entry in whole if entry.edit is not None),
+        emptied=PersistentQueue(
+            entry.event_id for entry in whole if entry.edit is None and _could_hold_edit(entry)
+        ),
+        notes=PersistentQueue(entry.event_id for entry in whole if not _could_hold_edit(entry)),
         next_seq=header.next_seq,
         heads=header.heads,
         visible=header.visible,
         claim=header.claim,
-        deferred=header.deferred,
-        readers=header.readers,
-        voided=header.voided,
+        deferred=tuple(map(_EVENTS.decode, queues[0])),
+        deferred_from=header.deferred[0],
+        readers=tuple(map(_READERS.decode, queues[1])),
+        readers_from=header.readers[0],
+        voided=tuple(map(_ROUNDS.decode, queues[2])),
+        voided_from=header.voided[0],
     )
 
 
-def fields_of(history: FileHistory, key: str) -> Mapping[str, bytes]:
-    """All fields of a history, as a fresh write would leave them."""
-    return {name: value for name, value in dump(key, None, history).items() if value is not None}
+async def _read_numbered(
+    key: str, header: _Header, read: ReadFields
+) -> tuple[list[Entry], list[Sequence[bytes]]]:
+    """The entries in log order, without their edits; and the three queues."""
+    names = [entry_field(key, slot) for slot in range(header.entries)]
+    queues = ((_DEFERRED, header.deferred), (_READER, header.readers), (_VOIDED, header.voided))
+    for stem, numbers in queues:
+        names += [f"{stem}{key}\x1f{number}" for number in range(*numbers)]
+    values = [value for value in await read(names) if value is not None] if names else []
+    if len(values) < len(names):
+        raise TornRead(key)
+    entries = sorted(map(_ENTRIES.decode, values[: header.entries]), key=lambda entry: entry.seq)
+    found, start = list[Sequence[bytes]](), header.entries
+    for _, (first, end) in queues:
+        found.append(values[start : start + end - first])
+        start += end - first
+    return entries, found
 
 
-def entry_field(key: str, seq: int) -> str:
-    """The name of the field of a file's entry with this number."""
-    return f"{_ENTRY}{key}\x1f{seq}"
+def _could_hold_edit(entry: Entry) -> bool:
+    return entry.verdict in (VerdictKind.ACCEPTED, VerdictKind.FORKED)
 
 
-def _runs(seqs: list[int]) -> tuple[tuple[int, int], ...]:
-    runs: list[tuple[int, int]] = []
-    for seq in seqs:
-        if runs and runs[-1][1] == seq:
-            runs[-1] = (runs[-1][0], seq + 1)
-        else:
-            runs.append((seq, seq + 1))
-    return tuple(runs)
+_HEADERS = msgspec.msgpack.Decoder(_Header)
+_ENTRIES = msgspec.msgpack.Decoder(Entry)
+_CONTENTS = msgspec.msgpack.Decoder(Content)
+_EVENTS = msgspec.msgpack.Decoder(Event)
+_READERS = msgspec.msgpack.Decoder(Reader)
+_ROUNDS: msgspec.msgpack.Decoder[tuple[str, int]] = msgspec.msgpack.Decoder(tuple[str, int])

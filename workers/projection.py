@@ -6,24 +6,25 @@ Nobody decides from it what is true; agents read from it what they work on, and 
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from codeconvoy.schemas.errors import Unavailable
-from codeconvoy.schemas.file_history import Entry, FileHistory
+from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import JobStatus
 from codeconvoy.schemas.job_state import JobState, TaskStatus
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
 from codeconvoy.workers import file_states
 from codeconvoy.workers.engine.state import LIVE, StateStore
+from codeconvoy.workers.file_states import Content
+from codeconvoy.workers.positions import Positions
 from codeconvoy.workers.projector import empty_history, job_field, load_job, status_field, task_field
-from codeconvoy.workers.roles.role import Version
 
 READ_ATTEMPTS = 10
-"""Reads of a file between whose two halves the projector wrote."""
-READS_AT_ONCE = 32
-_REMEDY = "Is `convoy projector` running? `convoy doctor` tells"
+"""Reads of a file between whose parts the projector wrote."""
+READS_AT_ONCE = 256
+BARRIER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,22 @@ class Standing:
     round: int
     """The round that is waited for; 0 where the task is not known."""
     task: TaskStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileView:
+    """Of a file, what a task needs: much less than its history."""
+
+    path: str
+    visible: str = ""
+    """The event that readers see; empty where the file was never there."""
+    heads: tuple[str, ...] = ()
+    contents: Mapping[str, Content] = field(default_factory=dict)
+    """By event, as far as they are remembered: what readers see, and what was asked for by name."""
+
+
+Wanted = Mapping[str, Sequence[str]]
+"""Paths, each with the events whose content is wanted besides what readers see."""
 
 
 class Projection(Protocol):
@@ -47,23 +64,19 @@ class Projection(Protocol):
         """
         ...
 
-    async def visible(
-        self, workspace: str, paths: Sequence[str], known: Mapping[str, Version]
-    ) -> Mapping[str, Version]:
-        """What readers see of each of the paths; much cheaper than the histories. What is `known`
-        already, and has not moved, is taken from there.
+    async def views(
+        self, workspace: str, wanted: Wanted, points: Sequence[MustSee], known: Mapping[str, FileView]
+    ) -> Mapping[str, FileView]:
+        """What a task needs of each of the paths, read where the projection has passed these points of
+        the events log. Contents that are `known` already are taken from there.
 
         Raises:
-            Unavailable: the projection is being rebuilt.
+            Unavailable: the projection is too far behind, or is being rebuilt.
         """
         ...
 
     async def paths(self, workspace: str) -> Sequence[str]:
         """All paths of a workspace that have a history, sorted."""
-        ...
-
-    async def passed(self, points: Sequence[MustSee]) -> bool:
-        """True when the projector has passed all of these offsets of the events log."""
         ...
 
     async def job(self, job_id: str) -> JobState | None:
@@ -88,6 +101,7 @@ class StoredProjection:
 
     def __init__(self, files: StateStore, jobs: StateStore, partitions: int) -> None:
         self._files, self._jobs, self._partitions = files, jobs, partitions
+        self._positions = Positions(self._look)
 
     async def histories(self, workspace: str, paths: Sequence[str]) -> Mapping[str, FileHistory]:
         """See `Projection`."""
@@ -104,7 +118,7 @@ class StoredProjection:
         partition = partition_of(key, self._partitions)
 
         async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
-            return await self._fields(partition, fields)
+            return (await self._fields(partition, fields))[1]
 
         for _ in range(READ_ATTEMPTS):
             try:
@@ -113,58 +127,91 @@ class StoredProjection:
                 continue
         raise Unavailable("projection", f"{key!r} changes faster than it can be read", "Try again")
 
-    async def visible(
-        self, workspace: str, paths: Sequence[str], known: Mapping[str, Version]
-    ) -> Mapping[str, Version]:
+    async def views(
+        self, workspace: str, wanted: Wanted, points: Sequence[MustSee], known: Mapping[str, FileView]
+    ) -> Mapping[str, FileView]:
         """See `Projection`."""
         by_partition: dict[int, list[str]] = {}
-        for path in dict.fromkeys(paths):
+        for path in wanted:
             partition = partition_of(file_key(workspace, path), self._partitions)
             by_partition.setdefault(partition, []).append(path)
-        found: dict[str, Version] = {}
-        for partition, some in by_partition.items():
-            found.update(await self._visible(workspace, partition, some, known))
-        return {path: found[path] for path in paths}
+        at = {
+            number: max((point.offset for point in points if point.partition == number), default=-1)
+            for number in by_partition
+        }
 
-    async def _visible(
-        self, workspace: str, partition: int, paths: Sequence[str], known: Mapping[str, Version]
-    ) -> dict[str, Version]:
-        """Two reads a partition: the headers, and the entries that are not known."""
+        async def some(partition: int, paths: Sequence[str]) -> list[FileView]:
+            asked = {path: wanted[path] for path in paths}
+            return await self._views(partition, workspace, asked, at[partition], known)
+
+        await self._positions.passed(points, BARRIER_SECONDS)
+        found = await asyncio.gather(*(some(number, paths) for number, paths in by_partition.items()))
+        by_path = {view.path: view for views in found for view in views}
+        return {path: by_path[path] for path in wanted}
+
+    async def _views(
+        self, partition: int, workspace: str, wanted: Wanted, after: int, known: Mapping[str, FileView]
+    ) -> list[FileView]:
+        """Two reads: the headers with what was asked for by name, and of what readers see the rest."""
         for _ in range(READ_ATTEMPTS):
-            keys = [file_key(workspace, path) for path in paths]
-            headers = await self._fields(partition, [file_states.header_field(key) for key in keys])
-            found: dict[str, Version] = {}
-            missing: list[tuple[str, str, str]] = []
-            for path, key, raw in zip(paths, keys, headers, strict=True):
-                event_id, seq = file_states.visible_in(raw)
-                if not event_id:
-                    found[path] = Version(path, "", None)
-                elif path in known and known[path].event_id == event_id:
-                    found[path] = known[path]
-                else:
-                    missing.append((path, event_id, file_states.entry_field(key, seq)))
-            raws = await self._fields(partition, [field for _, _, field in missing]) if missing else ()
-            try:
-                for (path, event_id, _), raw in zip(missing, raws, strict=True):
-                    found[path] = _version(path, file_states.entry_in(raw, event_id))
-                return found
-            except file_states.TornRead:
-                continue
+            held = {path: dict(known[path].contents) if path in known else {} for path in wanted}
+            named = [(path, name) for path, some in wanted.items() for name in some if name not in held[path]]
+            headers = [(path, None) for path in wanted]
+            values = await self._read(partition, workspace, [*headers, *named], after)
+            seen = dict(zip(wanted, map(file_states.seen_in, values[: len(headers)]), strict=True))
+            _keep(held, named, values[len(headers) :])
+            rest = [(path, file.visible) for path, file in seen.items() if _lacks(held[path], file.visible)]
+            if rest:
+                _keep(held, rest, await self._read(partition, workspace, rest, after))
+            if not any(_lacks(held[path], file.visible) for path, file in seen.items()):
+                return [
+                    FileView(path, file.visible, file.heads, _only(held[path], file.visible, wanted[path]))
+                    for path, file in seen.items()
+                ]
         raise Unavailable("projection", "files change faster than they can be read", "Try again")
 
-    async def _fields(self, partition: int, fields: Sequence[str]) -> Sequence[bytes | None]:
+    async def _read(
+        self, partition: int, workspace: str, asked: Sequence[tuple[str, str | None]], after: int
+    ) -> Sequence[bytes | None]:
+        """Headers (None) and contents (by event) of files, where the projection has passed an offset."""
+        fields = [
+            file_states.header_field(file_key(workspace, path))
+            if event_id is None
+            else file_states.content_field(file_key(workspace, path), event_id)
+            for path, event_id in asked
+        ]
+        deadline = asyncio.get_running_loop().time() + BARRIER_SECONDS
+        while True:
+            position, values = await self._fields(partition, fields)
+            if position > after:
+                return values
+            # It was lost since it was seen to be there.
+            left = deadline - asyncio.get_running_loop().time()
+            await self._positions.passed([MustSee(partition=partition, offset=after)], max(0.0, left))
+
+    async def _look(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """Where the projection stands; nowhere while it is being rebuilt."""
+        loads = await asyncio.gather(*(self._files.load(number, [LIVE]) for number in partitions))
+        return {
+            number: loaded.offset if loaded.fields[0] is not None else 0
+            for number, loaded in zip(partitions, loads, strict=True)
+        }
+
+    async def _fields(self, partition: int, fields: Sequence[str]) -> tuple[int, Sequence[bytes | None]]:
+        """The projection's position, and fields as of there."""
         loaded = await self._files.load(partition, [LIVE, *fields])
         if loaded.fields[0] is None and loaded.offset:
             raise Unavailable("projection", "it is being rebuilt", "Wait a moment")
-        return loaded.fields[1:]
+        self._positions.saw(partition, loaded.offset)
+        return loaded.offset, loaded.fields[1:]
 
     async def paths(self, workspace: str) -> Sequence[str]:
         """See `Projection`."""
         found: list[str] = []
         prefix = file_states.header_field(file_key(workspace, ""))
         for partition in range(self._partitions):
-            async for field, _ in self._files.scan(partition, prefix):
-                key = file_states.key_of_header(field)
+            async for name, _ in self._files.scan(partition, prefix):
+                key = file_states.key_of_header(name)
                 if key is not None:
                     found.append(split_file_key(key)[1])
         return sorted(set(found))
@@ -202,8 +249,8 @@ class StoredProjection:
         """See `Projection`."""
         found: list[JobState] = []
         for partition in range(self._partitions):
-            async for field, _ in self._jobs.scan(partition, job_field("")):
-                state = await self.job(field.removeprefix(job_field("")))
+            async for name, _ in self._jobs.scan(partition, job_field("")):
+                state = await self.job(name.removeprefix(job_field("")))
                 if state is not None:
                     found.append(state)
         return sorted(found, key=lambda job: (job.submitted_at, job.job_id), reverse=True)
@@ -212,28 +259,29 @@ class StoredProjection:
         """See `Projection`."""
         keys: list[str] = []
         for partition in range(self._partitions):
-            async for field, _ in self._files.scan(partition, file_states.OPEN_CONFLICT):
-                keys.append(field.removeprefix(file_states.OPEN_CONFLICT))
+            async for name, _ in self._files.scan(partition, file_states.OPEN_CONFLICT):
+                keys.append(name.removeprefix(file_states.OPEN_CONFLICT))
         histories = [await self._history(key) for key in sorted(set(keys))]
         return [history for history in histories if history.forked]
 
 
-def _version(path: str, entry: Entry) -> Version:
-    edit = entry.edit
-    content, executable = (edit.content, edit.executable) if edit else (None, False)
-    return Version(path, entry.event_id, content, executable, entry.role, entry.summary)
+def _keep(
+    held: Mapping[str, dict[str, Content]],
+    asked: Sequence[tuple[str, str]],
+    values: Sequence[bytes | None],
+) -> None:
+    """Put contents that were read where they belong."""
+    for (path, event_id), value in zip(asked, values, strict=True):
+        content = file_states.content_in(value)
+        if content is not None:
+            held[path][event_id] = content
 
 
-async def wait_passed(projection: Projection, points: Sequence[MustSee], seconds: float) -> None:
-    """Wait until the projector has passed these points.
+def _lacks(held: Mapping[str, Content], visible: str) -> bool:
+    """True while the content that readers see was not read."""
+    return visible != "" and visible not in held
 
-    Raises:
-        Unavailable: it has not, after so many seconds.
-    """
-    deadline = asyncio.get_running_loop().time() + seconds
-    pause = 0.005
-    while not await projection.passed(points):
-        if asyncio.get_running_loop().time() > deadline:
-            raise Unavailable("projection", f"it is behind by more than {seconds:.0f} s", _REMEDY)
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, 0.2)
+
+def _only(held: Mapping[str, Content], visible: str, wanted: Sequence[str]) -> Mapping[str, Content]:
+    """What is to be known next time: no more than what was asked for."""
+    return {event_id: held[event_id] for event_id in (visible, *wanted) if event_id in held}

@@ -50,7 +50,7 @@ class FileProjector:
 
     def dump(self, key: str, before: FileHistory | None, after: FileHistory) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""
-        return file_states.dump(key, before, after)
+        return file_states.dump_view(key, before, after)
 
     def step(self, state: FileHistory, record: Record, now: int) -> tuple[FileHistory, Sequence[Outgoing]]:
         """See `FoldConsumer`."""

@@ -17,9 +17,10 @@ from codeconvoy.schemas.errors import AgentError, BadInput, Unavailable
 from codeconvoy.schemas.events import Read, TestExecuted
 from codeconvoy.schemas.job_facts import Checked, Tested
 from codeconvoy.schemas.tasks import CheckWork, RunWork, Task
-from codeconvoy.workers.desk import Desk, emitted
+from codeconvoy.workers.desk import Desk, emitted, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.git.source import open_source
+from codeconvoy.workers.projection import FileView
 from codeconvoy.workers.roles.checkout import Checkouts, Overlay, place_for
 from codeconvoy.workers.roles.role import Version
 from codeconvoy.workers.roles.sandbox import Limits, Outcome, run
@@ -34,7 +35,7 @@ class RunnerWorker:
         self._desk, self._codec, self._cache = desk, codec, cache
         self._trees = tempfile.TemporaryDirectory(prefix="codeconvoy-trees-")
         self._checkouts = Checkouts(Path(self._trees.name))
-        self._known: Mapping[str, Mapping[str, Version]] = {}
+        self._known: Mapping[str, Mapping[str, FileView]] = {}
         """What the last task's workspace held: most of it has not moved since."""
 
     async def close(self) -> None:
@@ -113,10 +114,11 @@ class RunnerWorker:
         """All files of the workspace, those in `together` as they were at one moment."""
         known = self._known.get(task.workspace, {})
         projection = self._desk.projection
-        whole = await projection.visible(task.workspace, await projection.paths(task.workspace), known)
-        seen = {**whole, **await self._desk.visible(task, together, whole)}
+        paths = dict.fromkeys(await projection.paths(task.workspace), ())
+        whole = await projection.views(task.workspace, paths, (), known)
+        seen = {**whole, **await self._desk.views(task, dict.fromkeys(together, ()), whole)}
         self._known = {task.workspace: seen}
-        return seen
+        return {path: visible_in(view) for path, view in seen.items()}
 
     async def _execute(
         self, task: Task, work: RunWork | CheckWork, overlay: Overlay, command: str

@@ -378,6 +378,8 @@ def test_positions_and_readers_pass_markers(world: World) -> None:
                 TopicPartition(topic, number): 5 if number == 0 else 0 for number in range(PARTITIONS)
             }
             assert await reader.watermarks(at) == (0, 5)
+            both = [at, TopicPartition(topic, 1)]
+            assert await reader.ends(both) == {both[0]: 5, both[1]: 0}
             assert [record.offset for record in await read_all(bus.reader(), at)] == [0, 1, 3]
             found = list(await reader.read(at, 1, 1, SECONDS))
             while len(found) < 2:

@@ -12,6 +12,7 @@ from codeconvoy.schemas.events import Event, FileImported
 from codeconvoy.schemas.file_fold import Judged, Verdict, fold
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import VerdictKind
+from codeconvoy.schemas.persistent import PersistentQueue
 from codeconvoy.schemas.topics import Topics, file_key
 from codeconvoy.workers.engine.bus import Record
 from tests.builders import FileLog
@@ -56,8 +57,14 @@ def test_a_fold_that_lets_the_last_writer_win(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_fold_that_forgets_what_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(history: FileHistory, event: Event) -> Folded:
-        entries = {key: entry for key, entry in history.entries.items() if key != event.event_id}
-        return fold(msgspec.structs.replace(history, entries=entries), event)
+        if event.event_id in history.entries:
+            history = msgspec.structs.replace(
+                history,
+                entries=history.entries.updated({event.event_id: None}),
+                edits=PersistentQueue(key for key in history.edits if key != event.event_id),
+                notes=PersistentQueue(key for key in history.notes if key != event.event_id),
+            )
+        return fold(history, event)
 
     monkeypatch.setattr(audit_files, "fold", forgetful)
     assert audited(*forked(), forked()[-1]) == {Check.DOUBLED: 2}, "judged again, and in effect again"

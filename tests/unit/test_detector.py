@@ -202,7 +202,7 @@ def test_a_reader_is_told_though_its_note_is_forgotten() -> None:
     loop.append(*log.events[:2])
     loop.fold()
     history = loop.history("a.txt")
-    entries = {key: entry for key, entry in history.entries.items() if key != "note"}
+    entries = history.entries.updated({"note": None})
     assert len(entries) < MAX_ENTRIES
     loop.forget("a.txt", msgspec.structs.replace(history, entries=entries))
     loop.append(log.events[2])

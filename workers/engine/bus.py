@@ -166,6 +166,10 @@ class Reader(Protocol):
         just committed."""
         ...
 
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The high watermarks of several partitions, as `watermarks` gives them, in one request."""
+        ...
+
     async def read(
         self, partition: TopicPartition, offset: int, max_records: int, timeout: float
     ) -> Sequence[Record]:

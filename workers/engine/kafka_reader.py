@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Message
 
@@ -23,6 +24,10 @@ from codeconvoy.workers.engine.kafka_client import (
 _SLICE_SECONDS = 0.05
 _CALL_SECONDS = 5.0
 _WATERMARK_SECONDS = 10.0
+_LATEST = -1
+"""The time that stands for the end of a partition."""
+
+T = TypeVar("T")
 
 
 class KafkaReader:
@@ -51,6 +56,15 @@ class KafkaReader:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._ends_thread, self._watermarks, partition)
 
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """See `Reader.ends`.
+
+        Raises:
+            Unavailable: the broker can't be reached.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._ends_thread, self._ends_of, partitions)
+
     async def read(
         self, partition: TopicPartition, offset: int, max_records: int, timeout: float
     ) -> Sequence[Record]:
@@ -74,16 +88,29 @@ class KafkaReader:
             self._ends_thread.shutdown(wait=False)
 
     def _watermarks(self, partition: TopicPartition) -> tuple[int, int]:
+        return self._ask_broker(
+            lambda: self._ends.get_watermark_offsets(as_kafka(partition), timeout=_CALL_SECONDS)
+        )
+
+    def _ends_of(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        asked = [as_kafka(at, _LATEST) for at in partitions]
+
+        def ask() -> Mapping[TopicPartition, int]:
+            found = self._ends.offsets_for_times(asked, timeout=_CALL_SECONDS)
+            for each in found:
+                if each.error is not None:
+                    raise KafkaException(each.error)
+            return {at: each.offset for at, each in zip(partitions, found, strict=True)}
+
+        return self._ask_broker(ask)
+
+    def _ask_broker(self, ask: Callable[[], T]) -> T:
         try:
             # A topic that is just being created has no leader for a moment.
-            low, high = persist(
-                lambda: self._ends.get_watermark_offsets(as_kafka(partition), timeout=_CALL_SECONDS),
-                _WATERMARK_SECONDS,
-            )
+            return persist(ask, _WATERMARK_SECONDS)
         except KafkaException as error:
             self._ends.poll(0.0)  # serves error_cb, which has the reason
             raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
-        return low, high
 
     def _read(self, partition: TopicPartition, offset: int, max_records: int, timeout: float) -> list[Record]:
         if self._at != partition or not self._delivered <= offset <= self._position(partition):

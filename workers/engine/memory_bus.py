@@ -132,6 +132,11 @@ class MemoryReader:
         await self._process.yield_point("reader.watermarks")
         return 0, len(self._process.broker.log(partition).entries)
 
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """See `Reader.ends`."""
+        await self._process.yield_point("reader.watermarks")
+        return {at: len(self._process.broker.log(at).entries) for at in partitions}
+
     async def read(
         self, partition: TopicPartition, offset: int, max_records: int, timeout: float
     ) -> Sequence[Record]:

@@ -12,6 +12,7 @@ from codeconvoy.schemas.events import EventType, Strategy, Tried
 from codeconvoy.schemas.file_history import Edit, Entry, FileHistory
 from codeconvoy.schemas.job_facts import VerdictKind
 from codeconvoy.schemas.job_spec import DEFAULT_STRATEGIES
+from codeconvoy.schemas.persistent import PersistentMap
 from codeconvoy.workers.resolution.object_store import object_store
 from codeconvoy.workers.resolution.strategies import CLAIMS, ClaimNeeded, resolve
 
@@ -92,5 +93,9 @@ def _history(path: str, base: bytes | None, ours: bytes, theirs: bytes) -> FileH
         for seq, (name, content) in enumerate(versions.items())
     }
     return FileHistory(
-        workspace="", path=path, entries=entries, next_seq=len(entries), heads=("ours", "theirs")
+        workspace="",
+        path=path,
+        entries=PersistentMap(entries),
+        next_seq=len(entries),
+        heads=("ours", "theirs"),
     )

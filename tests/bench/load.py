@@ -31,8 +31,8 @@ class Keyed:
     value: bytes
 
 
-def send(kafka: str, topic: str, records: Iterable[Keyed]) -> None:
-    """Put the records on a topic, in their order."""
+def send(kafka: str, topic: str, records: Iterable[Keyed]) -> float:
+    """Put the records on a topic, in their order; answers when it began (seconds, monotonic)."""
     producer = Producer(
         {
             "bootstrap.servers": kafka,
@@ -44,6 +44,8 @@ def send(kafka: str, topic: str, records: Iterable[Keyed]) -> None:
             "log_level": 2,
         }
     )
+    producer.list_topics(topic, timeout=10.0)
+    began = time.monotonic()
     for number, record in enumerate(records):
         while True:
             try:
@@ -55,6 +57,7 @@ def send(kafka: str, topic: str, records: Iterable[Keyed]) -> None:
             producer.poll(0)
     if producer.flush(120.0):
         raise RuntimeError(f"the broker did not take all records of {topic}")
+    return began
 
 
 def tasks(codec: Codec, count: int, keys: int, role: str, *, mark: str, seed: int = SEED) -> list[Keyed]:

@@ -63,7 +63,7 @@ class Passed:
     @property
     def rate(self) -> float:
         """Events a second."""
-        return self.events / self.seconds
+        return self.events / self.seconds if self.seconds else 0.0
 
 
 def wait_projected(

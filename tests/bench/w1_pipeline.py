@@ -151,8 +151,8 @@ def _side(ground: Ground, runner: Callable[[Stage], None], last_role: str) -> Me
             alive = partial(check_alive, processes)
             load.send(ground.kafka, topics.tasks(STAGES[0]), first)
             values = sink.take(warm_up, alive)
-            used, began = _cpu(ground, processes), time.monotonic()
-            load.send(ground.kafka, topics.tasks(STAGES[0]), second)
+            used = _cpu(ground, processes)
+            began = load.send(ground.kafka, topics.tasks(STAGES[0]), second)
             values += sink.take(count, alive)
             elapsed = time.monotonic() - began
             after = _cpu(ground, processes)

@@ -1,16 +1,18 @@
 """Reads and writes the events log and Redis: W4, what an event costs as the log grows, and W5, a rebuild.
 
 Three logs of the same files with 10, 100 and 1,000 events each. The projection of each is made by a rebuild
-(W5: that of the longest), and the detector is given a copy of the states, which are the same. Then, with each
-file touched once so that its history is in memory: an event is appended when the one before is projected,
-and its way takes so long (W4 latency); and the detector is given many events at once (W4 throughput).
+(W5: that of the longest), and the detector is given a copy of the states, which are the same. The detector
+is then given an event of each file (first touch: the histories are read from Redis), and many more at once
+(throughput: they are in memory). The projector is given one event after the other, each when the one before
+is projected (latency).
 """
 
 import asyncio
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median, quantiles
@@ -35,7 +37,7 @@ from tests.bench.projected import check_shown, ends_of, hash_of, wait_projected
 FILE_COUNT = 1_000
 LENGTHS = (10, 100, 1_000)
 APPENDS = 300
-BURST = 10
+BURST = 20
 """Events of each file that the detector is given at once."""
 FLAT = 0.1
 """So much may a figure at the longest history differ from that at the shortest."""
@@ -143,26 +145,33 @@ def _at(ground: Ground, files: int, length: int) -> At:
         _copy_states(ground, topics)
         arguments = (ground.kafka, ground.redis, topics)
         memory: dict[str, float] = {}
+        with children((run_process, (*arguments, "detector"))) as processes:
+            give = partial(_give, ground, topics, partial(check_alive, processes))
+            give([there.event(0)])  # it runs once this is done
+            cold = give(there.round())
+            detected = give([event for _ in range(BURST) for event in there.round()])
+            memory["detector"] = _megabytes(processes[0].pid)
+        check_shown(ground, topics, DETECTOR, files, lambda file: there.next[file] - 1)
         with children((run_process, (*arguments, "projector"))) as processes:
             alive = partial(check_alive, processes)
-            load.send(ground.kafka, topics.events, there.round())
             wait_projected(ground, topics, FILES, ends_of(ground, topics), alive)
             latencies = _latencies(ground, topics, there)
             memory["projector"] = _megabytes(processes[0].pid)
         check_shown(ground, topics, FILES, files, lambda file: there.next[file] - 1)
-        with children((run_process, (*arguments, "detector"))) as processes:
-            alive = partial(check_alive, processes)
-            cold = wait_projected(ground, topics, DETECTOR, ends_of(ground, topics), alive)
-            burst = [event for _ in range(BURST) for event in there.round()]
-            load.send(ground.kafka, topics.events, burst)
-            detected = wait_projected(ground, topics, DETECTOR, ends_of(ground, topics), alive)
-            memory["detector"] = _megabytes(processes[0].pid)
-        check_shown(ground, topics, DETECTOR, files, lambda file: there.next[file] - 1)
     ground.say(
-        f"W4 at {length:,}: p50 {1e3 * median(latencies):.1f} ms, detector {detected.rate:,.0f} events/s, "
-        f"first touch {cold.rate:,.0f} events/s"
+        f"W4 at {length:,}: p50 {1e3 * median(latencies):.1f} ms, detector {detected:,.0f} events/s, "
+        f"first touch {cold:,.0f} events/s"
     )
-    return At(length, rebuilt, cold.rate, latencies, detected.rate, memory)
+    return At(length, rebuilt, cold, latencies, detected, memory)
+
+
+def _give(ground: Ground, topics: Topics, alive: Callable[[], None], events: Sequence[load.Keyed]) -> float:
+    """Give the detector events all at once; how many it did a second."""
+    ends = Counter(partition_of(event.key, topics.partitions) for event in events)
+    ends.update(ends_of(ground, topics))
+    began = load.send(ground.kafka, topics.events, events)
+    wait_projected(ground, topics, DETECTOR, ends, alive)
+    return len(events) / (time.monotonic() - began)
 
 
 def _filled(ground: Ground, topics: Topics, files: int, length: int) -> Files:

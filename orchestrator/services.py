@@ -52,6 +52,7 @@ transaction.state.log.num.partitions=8
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 # A fleet that rests for a month must find its offsets again: they expire after seven days by default.
 offsets.retention.minutes=525600
 # With group.protocol=consumer the broker, not the client, says how long a dead member keeps its partitions.

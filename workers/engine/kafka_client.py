@@ -60,7 +60,7 @@ _CONSUMER_RULES = {
 _PRODUCER = {
     "linger.ms": 2,
     "message.max.bytes": MAX_LETTER_BYTES,
-    "transaction.timeout.ms": 15_000,
+    "transaction.timeout.ms": 10_000,
 }
 _PRODUCER_RULES = {"partitioner": PARTITIONER, "enable.idempotence": True}
 

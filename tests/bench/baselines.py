@@ -142,11 +142,11 @@ class _File:
 
 def project(what: Projecting) -> None:
     """Read events and write the same fields to Redis as the projector does, until SIGTERM: for each event
-    its entry with the file's content, and the file's header; the offsets with them in one transaction."""
+    its entry, the file's content after it and the file's header; the offsets in the same transaction."""
     consumer = consumer_of(what.kafka, what.group)
     redis = Redis.from_url(what.redis)
     schema = schema_of(Event)
-    files: dict[bytes, _File] = {}
+    files: dict[str, _File] = {}
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     consumer.subscribe([what.topic])
@@ -159,15 +159,12 @@ def project(what: Projecting) -> None:
             for message in messages:
                 if message.error() is not None:
                     raise RuntimeError(str(message.error()))
-                name = f"{{{what.stem}:{message.partition()}}}"
-                key = message.key() or b""
-                entry_field, entry, header = _folded(files.setdefault(key, _File()), key, message, schema)
+                key, number = (message.key() or b"").decode(), message.partition() or 0
+                fields = _folded(files.setdefault(key, _File()), key, message.value() or b"", schema)
                 if what.coalesce:
-                    fields = hashes.setdefault(message.partition() or 0, {})
-                    fields[entry_field], fields[b"f:" + key] = entry, header
+                    hashes.setdefault(number, {}).update(fields)
                 else:
-                    pipeline.hset(name, entry_field, entry)
-                    pipeline.hset(name, b"f:" + key, header)
+                    pipeline.hset(f"{{{what.stem}:{number}}}", mapping=fields)
             for number, fields in hashes.items():
                 pipeline.hset(f"{{{what.stem}:{number}}}", mapping=fields)
             for position in consumer.position(consumer.assignment()):
@@ -177,12 +174,12 @@ def project(what: Projecting) -> None:
     consumer.close()
 
 
-def _folded(file: _File, key: bytes, message: Any, schema: Any) -> tuple[bytes, bytes, bytes]:
-    """What one more event makes of a file: the name of its entry's field, the entry, the file's header."""
-    source = BytesIO(message.value())
+def _folded(file: _File, key: str, value: bytes, schema: Any) -> dict[Any, Any]:
+    """The fields that one more event of a file changes."""
+    source = BytesIO(value)
     source.seek(_HEADER)
     event: Any = fastavro.schemaless_reader(source, schema, None, return_record_name=True)
-    _, payload = event["payload"]
+    (_, payload), (_, policy) = event["payload"], event["policy"]
     patch = payload["patch"]
     if patch["content"] is not None:
         file.content = patch["content"].splitlines(keepends=True)
@@ -191,31 +188,25 @@ def _folded(file: _File, key: bytes, message: Any, schema: Any) -> tuple[bytes, 
             start = hunk["start"]
             file.content[start : start + hunk["removed"]] = hunk["lines"].splitlines(keepends=True)
     number, file.count, file.head = file.count, file.count + 1, event["event_id"]
+    summary = payload.get("summary", "")
+    entry = {"seq": number, "slot": number} | {name: event[name] for name in _ENTRY}
+    entry |= {"verdict": "accepted", "reason": "", "edit": None, "summary": summary}
     edit = {
         "parents": event["parent_event_ids"],
         "live": True,
         "content": b"".join(file.content),
         "sha256": patch["result_sha256"],
         "executable": patch["executable"],
-        "policy": event["policy"],
+        "policy": policy,
         "shown": True,
     }
-    entry = {"seq": number} | {name: event[name] for name in _ENTRY}
-    entry |= {"verdict": "accepted", "reason": "", "edit": edit, "summary": payload.get("summary", "")}
-    header = {
-        "workspace": event["workspace"],
-        "path": event["file_path"],
-        "runs": [(0, file.count)],
-        "next_seq": file.count,
-        "heads": [file.head],
-        "visible": file.head,
-        "visible_seq": number,
-        "claim": None,
-        "deferred": [],
-        "readers": [],
-        "voided": [],
+    about = {name: event[name] for name in ("event_id", "role")} | {"seq": number, "summary": summary}
+    header = [file.count, file.count, [file.head], file.head, None, [0, 0], [0, 0], [0, 0]]
+    return {
+        f"e:{key}\x1f{number}": _pack(entry),
+        f"c:{key}\x1f{file.head}": _pack(about | {"edit": edit}),
+        f"f:{key}": _pack(header),
     }
-    return b"e:%b\x1f%d" % (key, number), _pack(entry), _pack(header)
 
 
 _ENTRY = ("event_id", "event_type", "job_id", "task_id", "round", "role", "agent_id", "timestamp")

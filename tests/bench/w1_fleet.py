@@ -8,25 +8,22 @@ that is a job of 1,000 tasks and two of git. The clock starts with the first sub
 last job has ended; then an audit must find that nothing was lost, doubled or out of order.
 """
 
+import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-from redis import Redis
 
 from codeconvoy.orchestrator import fleet as parts
 from codeconvoy.orchestrator.submit import submit
 from codeconvoy.schemas.job_facts import JobStatus
 from codeconvoy.schemas.job_spec import JobSpec, Pipeline, TaskSpec
 from codeconvoy.schemas.job_state import JobState, TaskStatus
-from codeconvoy.schemas.topics import partition_of
-from codeconvoy.workers.projector import JOBS, status_field
+from codeconvoy.workers.projection import Projection
 from tests.bench import w1_pipeline
 from tests.bench.events import content_at, path_of
 from tests.bench.figures import Figure, Wrong
 from tests.bench.fleet_parts import commands
 from tests.bench.ground import Ground, cpu_seconds, server_cpu
-from tests.bench.load import PARTITIONS
 from tests.bench.stub_agents import roles_file
 from tests.fleets import Fleet, unique_prefix
 from tests.git_repos import repository
@@ -86,36 +83,35 @@ def _job(work_tree: Path, workspace: str, files: int) -> JobSpec:
 def _run(ground: Ground, started: Fleet, specs: Sequence[JobSpec]) -> list[JobState]:
     """Submit jobs all at once, wait for their ends, and see that they succeeded."""
 
-    async def send(connected: parts.Fleet) -> list[str]:
-        return [await submit(connected, spec, "bench") for spec in specs]
+    async def run(connected: parts.Fleet) -> list[JobState | None]:
+        job_ids = [await submit(connected, spec, "bench") for spec in specs]
+        projection = connected.projection()
+        await _ended(ground, started, projection, job_ids)
+        return [await projection.job(job_id) for job_id in job_ids]
 
-    job_ids = started.ask(send)
-    _wait(ground, started, job_ids)
-    states = [started.job(job_id) for job_id in job_ids]
+    states = started.ask(run)
     for state in states:
         if state is None or state.status is not JobStatus.SUCCEEDED:
             raise Wrong(f"a job ended as {state and (state.status, state.reason)}\n{started.logs()}")
     return [state for state in states if state is not None]
 
 
-def _wait(ground: Ground, started: Fleet, job_ids: Sequence[str]) -> None:
-    """Look at the jobs' status alone: a whole job is large."""
-    names = {job_id: f"{{{started.prefix}:{JOBS}:{partition_of(job_id, PARTITIONS)}}}" for job_id in job_ids}
-    deadline = time.monotonic() + SECONDS
-    told = time.monotonic()
-    with Redis.from_url(ground.redis) as redis:
-        while names:
-            for job_id, name in list(names.items()):
-                raw: bytes | None = redis.hget(name, status_field(job_id))
-                if raw is not None and JobStatus(raw.decode()).ended:
-                    del names[job_id]
-            if time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
-                ended = len(job_ids) - len(names)
-                ground.say(f"W1b: {ended} of {len(job_ids)} jobs ended, tasks done {_progress(started)}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{len(names)} jobs did not end within {SECONDS:.0f} s\n{started.logs()}")
-            time.sleep(PAUSE)
+async def _ended(ground: Ground, started: Fleet, projection: Projection, job_ids: Sequence[str]) -> None:
+    """Wait for the ends of the jobs. Their status alone is looked at: a whole job is large."""
+    left = set(job_ids)
+    began = told = time.monotonic()
+    while left:
+        for job_id in sorted(left):
+            standing = await projection.standing(job_id, "")
+            if standing is not None and standing.job.ended:
+                left.remove(job_id)
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            ended = len(job_ids) - len(left)
+            ground.say(f"W1b: {ended} of {len(job_ids)} jobs ended, tasks done {_progress(started)}")
+        if time.monotonic() - began > SECONDS:
+            raise RuntimeError(f"{len(left)} jobs did not end within {SECONDS:.0f} s\n{started.logs()}")
+        await asyncio.sleep(PAUSE)
 
 
 def _progress(started: Fleet) -> str:

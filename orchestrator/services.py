@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from importlib import import_module, util
 from pathlib import Path
+from types import MappingProxyType
 
 import redis
 from confluent_kafka import KafkaException
@@ -168,8 +169,9 @@ class LocalKafka:
 
     kind = "local"
 
-    def __init__(self, jars: Path, data: Path) -> None:
-        self.data = data
+    def __init__(self, jars: Path, data: Path, properties: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Nothing is started yet. `properties` are more of the broker's, over those that it has here."""
+        self.data, self._properties = data, dict(properties)
         self.port, self._controller = free_ports(2)
         self.bootstrap = f"127.0.0.1:{self.port}"
         self._server = data / "server.properties"
@@ -188,7 +190,8 @@ class LocalKafka:
             raise Unavailable("Local Kafka", f"no Java {JAVA_AT_LEAST} or later", "Install a JDK")
         self.data.mkdir(parents=True, exist_ok=True)
         properties = _SERVER.format(port=self.port, controller=self._controller, data=self.data)
-        self._server.write_text(properties)
+        more = "".join(f"{name}={value}\n" for name, value in self._properties.items())
+        self._server.write_text(properties + more)
         (self.data / "log4j2.properties").write_text(_LOG4J)
         if not (self.data / "logs" / "meta.properties").exists():
             self._format()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
+from confluent_kafka import ConsumerGroupState, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from codeconvoy.orchestrator import fleet as parts
@@ -34,11 +35,14 @@ from codeconvoy.orchestrator.audit import Sources, audit
 from codeconvoy.orchestrator.audit_report import Report
 from codeconvoy.orchestrator.connection import connect
 from codeconvoy.orchestrator.log_reader import LogReader
+from codeconvoy.orchestrator.orchestrator import NAME as ORCHESTRATOR
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.job_facts import JobFact
 from codeconvoy.schemas.job_state import JobState
+from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.detector import NAME as DETECTOR
+from codeconvoy.workers.engine.kafka_client import admin_settings
 from codeconvoy.workers.projector import FILES, JOBS
 
 PARTITIONS = 4
@@ -53,9 +57,11 @@ JOB_SECONDS = 120.0
 AT_ONCE = 4
 """Commands that run side by side."""
 LOG_TAIL = 3_000
-_CLI = (sys.executable, "-m", "codeconvoy.orchestrator.cli")
+CLI = (sys.executable, "-m", "codeconvoy.orchestrator.cli")
 _ADDRESS = re.compile(rb"metrics and health at (http://\S+)")
 _FOREIGN = re.compile(r"CONVOY_|OPENAI_|ANTHROPIC_")
+
+_GROUPS = {"orchestrator": ORCHESTRATOR, "projector": FILES, "detector": DETECTOR}
 
 T = TypeVar("T")
 
@@ -197,9 +203,11 @@ class Fleet:
         *,
         roles: str = "",
         environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = CLI,
     ) -> None:
-        """Nothing is started yet. `roles` is the text of a roles file."""
+        """Nothing is started yet. `roles` is the text of a roles file; `program` runs the processes."""
         self._kafka, self._redis, self.prefix, self.directory = kafka, redis_url, prefix, directory
+        self._program = tuple(program)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "roles.toml").write_text(roles)
         own = {
@@ -215,6 +223,7 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
         self.environment = {**inherited, **own, **(environment or {})}
         self.members: dict[str, Member] = {}
+        self._admin = AdminClient(admin_settings({"bootstrap.servers": kafka}))
         self._commands: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -228,40 +237,61 @@ class Fleet:
             if command.poll() is None:
                 command.kill()
                 command.communicate()
-        admin = AdminClient({"bootstrap.servers": self._kafka, "log_level": 2})
-        topics = [name for name in admin.list_topics(timeout=10).topics if name.startswith(f"{self.prefix}.")]
+        topics = [
+            name for name in self._admin.list_topics(timeout=10).topics if name.startswith(f"{self.prefix}.")
+        ]
         if topics:
-            for deleted in admin.delete_topics(topics).values():
+            for deleted in self._admin.delete_topics(topics).values():
                 deleted.result(timeout=10)
 
     # Processes ------------------------------------------------------------------------------------
 
-    def start(self, *names: str) -> None:
-        """Start processes by name (one of `CORE`, a role, or a role with `/N` for one more of it), and
-        wait until each of them is healthy. Those that ran before are started again."""
+    def launch(self, *names: str, **environment: str) -> None:
+        """Start processes by name (one of `CORE`, a role, or a role with `/N` for one more of it). Those
+        that ran before are started again, as they were."""
         for name in names:
             if name not in self.members:
-                self.members[name] = self._member(name)
+                self.members[name] = self._member(name, environment)
             self.members[name].start()
+
+    def start(self, *names: str, **environment: str) -> None:
+        """The same, and wait until each of them is healthy."""
+        self.launch(*names, **environment)
         for name in names:
             self.members[name].wait_ready()
 
-    def _member(self, name: str) -> Member:
+    def _member(self, name: str, environment: Mapping[str, str]) -> Member:
         role, _, number = name.partition("/")
         what = (role,) if role in FOLDS else ("worker", role)
         options = ("--instance", f"test-{number or 0}", "--metrics-port", "0", "--supervised")
         log = self.directory / f"{name.replace('/', '-')}.log"
-        return Member(name, (*_CLI, *what, *options), self.environment, log)
+        return Member(name, (*self._program, *what, *options), {**self.environment, **environment}, log)
 
     def __getitem__(self, name: str) -> Member:
         return self.members[name]
+
+    def shares(self, kind: str) -> dict[str, frozenset[int]]:
+        """Which partitions each of the processes of a kind (a role, or one of `FOLDS`) has, by name;
+        empty while their group is not at rest."""
+        group = Topics(self.prefix, PARTITIONS).group(_GROUPS.get(kind, f"worker.{kind}"))
+        try:
+            found = self._admin.describe_consumer_groups([group], request_timeout=10)[group].result()
+        except KafkaException:
+            return {}  # there is no group yet, or its coordinator is moving
+        names = {f"test-{number}": f"{kind}/{number}" if number else kind for number in range(10)}
+        shares = {
+            names[member.client_id]: frozenset(at.partition for at in member.assignment.topic_partitions)
+            for member in found.members
+        }
+        at_rest = found.state is ConsumerGroupState.STABLE and len(shares) == len(found.members)
+        return shares if at_rest else {}
 
     # Commands -------------------------------------------------------------------------------------
 
     def begin(self, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
         """A `convoy` command that runs by the side, for as long as the fleet does."""
         command = subprocess.Popen(
-            (*_CLI, *arguments),
+            (*CLI, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

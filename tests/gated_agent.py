@@ -1,11 +1,11 @@
 """Reads a task on stdin, writes its answer on stdout: the program behind the `command` roles of tests.
 
-    python gated_agent.py GATES ROLE DOES
+    python gated_agent.py GATES ROLE DOES [SECONDS]
 
-It says that it has begun by a file in GATES, and does not answer while the test holds it back, so
-that the test, and not chance, decides who is in the middle of what. What it does to a file is a
-rule that gives the same on top of anybody else's edit, so it can reconcile its own in a conflict,
-and a test can tell whether an edit was lost.
+It says that it has begun by a file in GATES, and does not answer while the test holds it back (and
+before so many seconds are over), so that the test, and not chance, decides who is in the middle of
+what. What it does to a file is a rule that gives the same on top of anybody else's edit, so it can
+reconcile its own in a conflict, and a test can tell whether an edit was lost.
 """
 
 import json
@@ -14,10 +14,25 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 HOLD_SECONDS = 100.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One start of the program: what stands for a call of a model."""
+
+    role: str
+    path: str
+    task_id: str
+    round: int
+    worker: int
+    """Process id of who made it."""
+    began: int
+    """Nanoseconds of the monotonic clock."""
 
 
 class Gates:
@@ -37,21 +52,28 @@ class Gates:
 
     def begun(self, role: str, path: str = "") -> list[str]:
         """What the role has begun: `path round` of each start, a redelivered task's twice."""
-        found = [name.read_text() for name in sorted(self.directory.glob(f"begun-{role}-*"))]
-        return [name for name in found if not path or name.split()[0] == path]
+        found = [call for call in self.calls() if call.role == role]
+        return [f"{call.path} {call.round}" for call in found if not path or call.path == path]
+
+    def calls(self) -> list[Call]:
+        """Every start of the program, in order."""
+        found = [Call(**json.loads(mark.read_text())) for mark in self.directory.glob("begun-*")]
+        return sorted(found, key=lambda call: call.began)
 
 
 def _held(role: str, path: str) -> str:
     return f"held-{role}-{path.replace('/', '%')}"
 
 
-def _wait(gates: Path, role: str, path: str, round_: int) -> None:
+def _wait(gates: Path, call: Call, seconds: float) -> None:
     """Say that the task has begun, and wait while it is held back."""
-    mark = gates / f".begun-{os.getpid()}-{time.monotonic_ns()}"
-    mark.write_text(f"{path} {round_}")
-    mark.rename(gates / f"begun-{role}-{os.getpid()}-{time.monotonic_ns()}")
+    mark = gates / f".begun-{os.getpid()}-{call.began}"
+    mark.write_text(json.dumps(asdict(call)))
+    mark.rename(gates / mark.name[1:])
     parent, deadline = os.getppid(), time.monotonic() + HOLD_SECONDS
-    while (gates / _held(role, "")).exists() or (gates / _held(role, path)).exists():
+    held = (gates / _held(call.role, ""), gates / _held(call.role, call.path))
+    time.sleep(seconds)
+    while any(gate.exists() for gate in held):
         if os.getppid() != parent or time.monotonic() > deadline:
             sys.exit("nobody waits for it any more")
         time.sleep(0.02)
@@ -129,6 +151,9 @@ def answer(task: dict[str, Any], role: str, does: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    directory, own_role, rule, *more = sys.argv[1:]
     read = json.load(sys.stdin)
-    _wait(Path(sys.argv[1]), sys.argv[2], read["task"]["path"], read["task"]["round"])
-    print(json.dumps(answer(read, sys.argv[2], sys.argv[3])))
+    its = read["task"]
+    this = Call(own_role, its["path"], its["task_id"], its["round"], os.getppid(), time.monotonic_ns())
+    _wait(Path(directory), this, float(*more))
+    print(json.dumps(answer(read, own_role, rule)))

@@ -13,6 +13,7 @@ Redis holds what each of them folded, and can be lost.
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -42,6 +43,8 @@ from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.pool_engine import Handler, PoolEngine, PoolLimits
 from codeconvoy.workers.engine.state import RedisStore, StateStore
 from codeconvoy.workers.git_worker import GitWorker
+from codeconvoy.workers.llm.chain import Chain
+from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
@@ -52,6 +55,8 @@ from codeconvoy.workers.runner_worker import RunnerWorker
 SERVICE_ROLES = (GIT_ROLE, RUNNER_ROLE)
 """Roles that need no agent: git in and out, and running tests."""
 SERVICE_SLOTS = {GIT_ROLE: 4, RUNNER_ROLE: 4}
+COLLECT_AFTER = (50_000, 20, 100)
+"""Python's cyclic garbage collector: new objects, and collections of each younger generation."""
 RESTART_SECONDS = (0.5, 10.0)
 """First and longest pause before an engine that lost its place starts anew."""
 
@@ -136,7 +141,8 @@ def make_process(fleet: Fleet, kind: str, role: str, instance: str, registry: Co
         "detector": lambda: (Detector(codec, topics),),
     }
     if kind == "worker":
-        engines = [_pool(fleet, role, instance, families, health)]
+        chain = Chain(fleet.redis, fleet.redis_prefix, ModelMetrics(registry), time.monotonic)
+        engines = [_pool(fleet, role, instance, families, health, chain)]
         return Process(role, instance, health, partial(_run_all, engines))
     if kind not in folds:
         raise BadInput("process", f"{kind!r} is none", f"Use one of {', '.join(folds)} or worker ROLE")
@@ -170,7 +176,7 @@ def _fold(
     return partial(_restarting, consumer.name, make, health)
 
 
-def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: Health) -> Engine:
+def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: Health, chain: Chain) -> Engine:
     metrics = EngineMetrics(families, role)
     agent_id = f"{role}/{instance}"
     slots = SERVICE_SLOTS[role] if role in SERVICE_ROLES else _role(fleet, role).concurrency
@@ -184,7 +190,8 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
         if role == RUNNER_ROLE:
             return RunnerWorker(desk, fleet.codec, fleet.cache)
         declared = _role(fleet, role)
-        return AgentWorker(declared, make_agent(declared, fleet.credentials), desk, fleet.codec)
+        agent = make_agent(declared, fleet.credentials, wrap=chain.around, count=chain.count)
+        return AgentWorker(declared, agent, desk, fleet.codec)
 
     group = fleet.topics.group(f"worker.{role}")
 
@@ -217,6 +224,11 @@ def _role(fleet: Fleet, role: str) -> Role:
 
 async def _run_all(engines: list[Engine], stop: asyncio.Event) -> None:
     """Run the engines of one process; when one ends with an error, the others are told to stop."""
+    # The states in memory are many, live long, and hold no cycles: looking through them for cycles at
+    # Python's usual rate takes a third of a projector's time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
     async def one(engine: Engine) -> None:
         try:

@@ -8,6 +8,7 @@ is no live state, or it has not reached the end of its log, the rebuilt one take
 
 import asyncio
 import uuid
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -22,6 +23,8 @@ from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore, Write
 from codeconvoy.workers.projector import FileProjector, JobProjector
 
 BATCH = 500
+STATES = 4_000
+"""States kept in memory."""
 ATTEMPTS = 200
 """To switch: the live state moves on between a look at it and the switch."""
 MAX_LISTED = 20
@@ -95,6 +98,8 @@ class _Rebuild(Generic[S]):
         self._shadow: RedisStore = self._live.shadow()
         self._owner = f"rebuild/{uuid.uuid4().hex[:12]}"
         self._position = 0
+        self._states: OrderedDict[str, S] = OrderedDict()
+        """The latest ones; nobody else writes the shadow."""
 
     async def run(self) -> Rebuilt:
         """Fold the log, compare, switch."""
@@ -150,22 +155,32 @@ class _Rebuild(Generic[S]):
 
     async def _write(self, batch: Sequence[Record], offset: int) -> None:
         """Fold a batch into the shadow."""
-        keys = list(dict.fromkeys(record.key for record in batch))
-        loaded = await asyncio.gather(*(self._what.load(key, self._read) for key in keys))
-        before = dict(zip(keys, loaded, strict=True))
+        await self._load(list(dict.fromkeys(record.key for record in batch)))
         after: dict[str, S] = {}
         for record in batch:
             try:
-                state = after.get(record.key, before[record.key])
+                state = after.get(record.key, self._states[record.key])
                 after[record.key], _ = self._what.step(state, record, self._now())
             except Undecodable as undecodable:
                 self._check_passed(record, undecodable)
         changes: dict[str, bytes | None] = {LIVE: b"1"}
         for key, state in after.items():
-            changes.update(self._what.dump(key, before[key], state))
+            changes.update(self._what.dump(key, self._states[key], state))
         write = Write(self._number, self._position, offset, changes)
         await self._shadow.commit(self._owner, [write])
         self._position = offset
+        self._states.update(after)
+        while len(self._states) > STATES:
+            self._states.popitem(last=False)
+
+    async def _load(self, keys: Sequence[str]) -> None:
+        """Have these states in memory."""
+        missing = [key for key in keys if key not in self._states]
+        loaded = await asyncio.gather(*(self._what.load(key, self._read) for key in missing))
+        for key in keys:
+            if key in self._states:
+                self._states.move_to_end(key)
+        self._states.update(zip(missing, loaded, strict=True))
 
     async def _read(self, fields: Sequence[str]) -> Sequence[bytes | None]:
         return (await self._shadow.load(self._number, fields)).fields

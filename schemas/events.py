@@ -51,8 +51,8 @@ class Strategy(StrEnum):
     """Both sides hold the same content: they collapse without a merge (never chosen by a job)."""
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """Base of every record on a log: immutable, by keyword only."""
+class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, gc=False):
+    """Base of every record on a log: immutable, by keyword only, and never part of a cycle."""
 
 
 class Read(_Record, frozen=True, kw_only=True):

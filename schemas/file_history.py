@@ -22,7 +22,7 @@ MAX_HEADS = 64
 MAX_VOIDED = 256
 
 
-class _State(msgspec.Struct, frozen=True, kw_only=True):
+class _State(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Base of the parts of a history: immutable, by keyword only."""
 
 

@@ -50,7 +50,7 @@ class VerdictKind(StrEnum):
     """Was fresh when it was noted; the head has moved since."""
 
 
-class _Fact(msgspec.Struct, frozen=True, kw_only=True):
+class _Fact(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Base of the parts of a fact: immutable, by keyword only."""
 
 

@@ -10,7 +10,7 @@ from codeconvoy.schemas.events import Consistency, Policy, Strategy, Tried
 from codeconvoy.schemas.job_spec import TaskSpec
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True):
+class _Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Base of the parts of a task: immutable, by keyword only."""
 
 

@@ -27,7 +27,7 @@ ROLES = """
 kind = "edit"
 provider = "openai"
 model = "gpt-test"
-options = {{ base_url = "{url}/v1", api = "chat" }}
+options = {{ base_url = "{url}/v1", api = "chat", breaker_failures = "1000" }}
 [roles.responses-editor]
 kind = "edit"
 provider = "openai"
@@ -79,7 +79,8 @@ class Running:
         job = {
             "repository": str(repo),
             "workspace": directory.name,
-            "goal": "improve it",
+            # Another prompt in each test: the reply to the same one would be a recorded one.
+            "goal": f"improve it ({directory.name})",
             "tasks": [{"role": role, "path": path} for path, role in EDITORS.items()],
             "pipeline": {"generate": [], "review": ["model-reviewer"], "test": ["model-tester"]},
             **more,

@@ -295,9 +295,8 @@ class FoldEngine(Generic[S]):
     async def _see_kept(self, batches: Mapping[int, _Batch[S]]) -> None:
         """See that the states of idle partitions are still there: nobody else would notice that they
         were lost, and readers would wait for ever."""
-        for number, partition in list(self._partitions.items()):
-            if number not in batches:
-                await self._read(partition, ())
+        idle = [one for number, one in self._partitions.items() if number not in batches]
+        await asyncio.gather(*(self._read(partition, ()) for partition in idle))
 
     async def _tick(self, batches: dict[int, _Batch[S]]) -> None:
         """Report waits that have run out; the fact counts once it is folded."""

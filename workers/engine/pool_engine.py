@@ -72,7 +72,7 @@ class PoolLimits:
 
     slots: int = 4
     """Tasks in flight at once."""
-    look_ahead: int = 2_000
+    look_ahead: int = 500
     """Records of a partition read and not committed, before reading it pauses."""
     look_ahead_bytes: int = 64 * 2**20
     """Of all records read and not done, before all reading pauses."""
@@ -287,7 +287,7 @@ class PoolEngine:
         job, task = lane.running, lane.task
         assert job is not None and task is not None, "begun by _begin"
         try:
-            outputs = await self._outputs(job)
+            self._results.add(Result(job, await self._outputs(job)))
             await self._note_end(job)
         except AWAY as away:
             await self._note_end(job)
@@ -301,7 +301,6 @@ class PoolEngine:
             # The slot is free now: what waits for it need not wait for the turn of the loop.
             self._lanes.ended(lane, task)
             self._start()
-        self._results.add(Result(job, outputs))
 
     def _convict(self, job: Job, held: Attempt) -> None:
         reason = f"its process died {held.deaths} times while nothing else ran"

@@ -162,6 +162,9 @@ def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt
             raise AgentError(f"no agent does {type(other).__name__}")
     system = "\n\n".join((role.prompt or DEFAULT_PROMPTS[role.kind], _DATA, how))
     goal = f"Goal of the task:\n{context.task.goal}"
+    if context.task.round > 1:
+        # Also so that the reply to an earlier round, which came to nothing, is not given once more.
+        goal += f"\n\nThis is round {context.task.round} of the task: an earlier one was of no use."
     needed = "\n\n".join((goal, *parts))
     room = limit - len(system) - len(needed)
     if room < 0:

@@ -70,11 +70,17 @@ def make_agent(
 
 _TEXT = (r".+", "Give it a value, or leave it out")
 _COUNT = (r"[1-9]\d{0,9}", "Give a whole number above 0")
+_NUMBER = (r"\d{1,9}(\.\d+)?", "Give a number")
 _MODEL_OPTIONS: Mapping[str, tuple[str, str]] = {
     "base_url": (r"https?://[^\s/]+\S*", "Give a URL that starts with http:// or https://"),
     "key": _TEXT,
+    "breaker_failures": _COUNT,
+    "breaker_seconds": _NUMBER,
     "max_output_tokens": _COUNT,
     "max_prompt_chars": _COUNT,
+    "reply_ttl_seconds": _COUNT,
+    "requests_per_minute": _NUMBER,
+    "tokens_per_minute": _NUMBER,
     "validators": _TEXT,
 }
 """For each option what its value must match as a whole, and the remedy where it does not."""

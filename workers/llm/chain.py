@@ -1,0 +1,125 @@
+"""Reads a role, writes nothing itself: what stands around every model call, outside in.
+
+    recorded replies and single flight
+      retries within one deadline, and in each attempt:
+        circuit breaker → place in line → the call, counted
+
+Breaker and line are the fleet's, in Redis; while that is away, each process has its own.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from redis.asyncio import Redis
+
+from codeconvoy.workers.llm.breaker import (
+    FAILURES,
+    OPEN_SECONDS,
+    BreakerLimits,
+    BreakerState,
+    BreakingProvider,
+)
+from codeconvoy.workers.llm.cells import Cells, FallbackCells, LocalCells, RedisCells
+from codeconvoy.workers.llm.edit_format import Problem
+from codeconvoy.workers.llm.metrics import ModelMetrics
+from codeconvoy.workers.llm.provider import Call, CallFailed, Provider, Reply
+from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
+from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies
+from codeconvoy.workers.llm.retry import RetryingProvider
+from codeconvoy.workers.roles.role import Role
+
+KEEP_SECONDS = 3_600
+"""How long a breaker or a line that nobody uses is remembered."""
+
+S = TypeVar("S", bound=msgspec.Struct)
+logger = logging.getLogger(__name__)
+
+
+class CountedProvider:
+    """A provider whose requests are counted."""
+
+    def __init__(self, provider: Provider, model: str, metrics: ModelMetrics) -> None:
+        self.name = provider.name
+        self._provider, self._model, self._metrics = provider, model, metrics
+
+    async def call(self, request: Call) -> Reply:
+        """See `Provider`."""
+        clock = asyncio.get_running_loop().time
+        began, outcome = clock(), "cancelled"
+        try:
+            reply = await self._provider.call(request)
+            outcome = str(reply.stop)
+        except CallFailed as failed:
+            outcome = str(failed.failure)
+            raise
+        finally:
+            self._metrics.seconds.labels(self._model).observe(clock() - began)
+            self._metrics.calls.labels(self._model, outcome).inc()
+        usage = reply.usage
+        counts = {"in": usage.tokens_in, "cached": usage.tokens_cached, "out": usage.tokens_out}
+        for kind, count in counts.items():
+            self._metrics.tokens.labels(self._model, kind).inc(count)
+        return reply
+
+    async def close(self) -> None:
+        """See `Provider`."""
+        await self._provider.close()
+
+
+@dataclass(slots=True)
+class Chain:
+    """Builds the chains of one process."""
+
+    redis: Redis
+    prefix: str
+    metrics: ModelMetrics
+    clock: Callable[[], float]
+    _is_shared: bool = field(default=True, init=False)
+
+    def around(self, role: Role, provider: Provider) -> Provider:
+        """The provider of a role, with all that belongs around it."""
+        server = server_of(role)
+        limits = BreakerLimits(
+            int(role.options.get("breaker_failures", FAILURES)),
+            float(role.options.get("breaker_seconds", OPEN_SECONDS)),
+        )
+        rates = Rates(
+            float(role.options.get("requests_per_minute", 0)), float(role.options.get("tokens_per_minute", 0))
+        )
+        waited = self.metrics.line_seconds.labels(role.model).observe
+        counted = CountedProvider(provider, role.model, self.metrics)
+        limited = LimitedProvider(counted, server, self._cells("line", LineState), rates, waited)
+        breaking = BreakingProvider(limited, server, self._cells("breaker", BreakerState), limits)
+        replies = RedisReplies(
+            self.redis, self.prefix, int(role.options.get("reply_ttl_seconds", TTL_SECONDS))
+        )
+        return RecordedProvider(RetryingProvider(breaking), server, replies, self.metrics)
+
+    def count(self, problem: Problem) -> None:
+        """Count a flaw of an answer."""
+        self.metrics.flaws.labels(str(problem)).inc()
+
+    def _cells(self, what: str, kind: type[S]) -> Cells[S]:
+        shared = RedisCells(self.redis, f"{self.prefix}:{what}", kind, KEEP_SECONDS)
+        return FallbackCells(shared, LocalCells(self.clock), self._told)
+
+    def _told(self, shared: bool) -> None:
+        """Say once when Redis goes, and once when it comes."""
+        self.metrics.shared.set(shared)
+        if shared != self._is_shared:
+            self._is_shared = shared
+            if shared:
+                logger.warning("breakers and rates are the fleet's again")
+            else:
+                logger.warning("Redis is away: this process goes by its own breakers and rates")
+
+
+def server_of(role: Role) -> str:
+    """What a breaker and a rate belong to: provider, server and model."""
+    host = urlsplit(role.options.get("base_url", "")).netloc
+    return ":".join((role.provider, *([host] if host else []), role.model))

@@ -1,0 +1,53 @@
+"""Writes Prometheus metrics: model calls of a process. No job id, path or prompt is a label."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from codeconvoy.workers.engine.metrics import CALL_BUCKETS
+
+
+class ModelMetrics:
+    """The metrics of all model calls in one process, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        model = ["model"]
+        self.calls = Counter(
+            "convoy_model_calls",
+            "HTTP requests to models, by outcome",
+            [*model, "outcome"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "convoy_model_call_seconds",
+            "Duration of one request",
+            model,
+            registry=registry,
+            buckets=CALL_BUCKETS,
+        )
+        self.tokens = Counter(
+            "convoy_model_tokens", "Tokens in, cached and out", [*model, "kind"], registry=registry
+        )
+        self.replies = Counter(
+            "convoy_recorded_replies",
+            "Calls that were answered from a kept reply (hit), by another's call (wait), made (miss), or "
+            "made without Redis (away)",
+            ["how"],
+            registry=registry,
+        )
+        self.line_seconds = Histogram(
+            "convoy_rate_limit_wait_seconds",
+            "Wait for a place in line",
+            model,
+            registry=registry,
+            buckets=CALL_BUCKETS,
+        )
+        self.flaws = Counter(
+            "convoy_answer_flaws",
+            "Answers that were not accepted, by their flaw",
+            ["flaw"],
+            registry=registry,
+        )
+        self.shared = Gauge(
+            "convoy_shared_limits",
+            "1 while breakers and rates are the fleet's, 0 while they are this process's own",
+            registry=registry,
+        )

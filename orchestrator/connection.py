@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -31,6 +31,8 @@ FLEET_FILE = "fleet.json"
 CONNECT_SECONDS = 3.0
 REDIS_SECONDS = 10.0
 """For one command; a slower Redis is as good as none."""
+REDIS_CONNECTIONS = 32
+"""Of one process."""
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,8 +155,11 @@ def open_redis(url: str) -> Redis:
         BadInput: it is no URL of a Redis.
     """
     try:
-        return Redis.from_url(
+        # Whoever finds all connections in use waits for one: hundreds of tasks may ask at once.
+        pool = BlockingConnectionPool.from_url(
             url,
+            max_connections=REDIS_CONNECTIONS,
+            timeout=REDIS_SECONDS,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=REDIS_SECONDS,
@@ -162,6 +167,7 @@ def open_redis(url: str) -> Redis:
     except ValueError as error:
         # The URL may hold a password, and so may the error's text.
         raise BadInput("CONVOY_REDIS", "it is no Redis URL", "Write redis://HOST:PORT/0") from error
+    return Redis.from_pool(pool)
 
 
 async def check_redis(redis: Redis) -> None:

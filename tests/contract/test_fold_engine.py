@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from prometheus_client import CollectorRegistry
-from redis.asyncio import Redis
 
+from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Flaw, PartitionLost, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Outgoing, Reader, Record, TopicPartition
@@ -173,7 +173,7 @@ async def place_in(world: World, request: pytest.FixtureRequest) -> AsyncIterato
 
         yield Place(world, bus, bus.reader(), counting, names[2], memory, forget)
     else:
-        redis = Redis.from_url(request.getfixturevalue("redis_url"))
+        redis = open_redis(request.getfixturevalue("redis_url"))
         store = RedisStore(redis, world.prefix, counting.name)
 
         async def lose() -> None:

@@ -8,9 +8,9 @@ from functools import partial
 from unittest.mock import patch
 
 import pytest
-from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
+from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.schemas.errors import PartitionLost, Unavailable
 from codeconvoy.workers.engine import reads
 from codeconvoy.workers.engine.attempts import Attempt, Attempts, MemoryAttempts, RedisAttempts
@@ -41,7 +41,7 @@ async def _memory() -> AsyncIterator[Shelf]:
 
 @asynccontextmanager
 async def _redis(url: str, prefix: str) -> AsyncIterator[Shelf]:
-    redis = Redis.from_url(url)
+    redis = open_redis(url)
 
     async def forget() -> None:
         await redis.script_flush()
@@ -121,7 +121,7 @@ def test_reads_that_come_up_together_go_as_one_request(redis_url: str, prefix: s
         return await execute(self, raise_on_error)
 
     async def go() -> None:
-        redis = Redis.from_url(redis_url)
+        redis = open_redis(redis_url)
         keys = [f"{prefix}:h{n}" for n in range(3)]
         for key in keys:
             await redis.hset(key, mapping={f"f{n}": f"{key}.{n}" for n in range(20)})
@@ -139,7 +139,7 @@ def test_reads_that_come_up_together_go_as_one_request(redis_url: str, prefix: s
 
 def test_redis_that_is_away_is_unavailable_for_all_who_ask() -> None:
     async def go() -> None:
-        redis = Redis.from_url(NOBODY)
+        redis = open_redis(NOBODY)
         store, attempts = RedisStore(redis, "p", "s"), RedisAttempts(redis, "p", "g")
         asked = [store.load(0, ["a"]), store.load(1, ["b"]), attempts.begin([(0, 1)])]
         asked += [store.commit("me", [Write(0, 0, 1, {})]), attempts.strike_out([(0, 1)])]

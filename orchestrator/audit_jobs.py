@@ -11,8 +11,8 @@ from codeconvoy.schemas.job_state import GIT_ROLE, JobState, TaskStatus
 from codeconvoy.schemas.job_step import emitted
 from codeconvoy.schemas.tasks import PublishWork
 from codeconvoy.schemas.topics import file_key
+from codeconvoy.workers import job_states
 from codeconvoy.workers.engine.bus import Record
-from codeconvoy.workers.projector import dump_job_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,8 @@ class JobsAudit:
         """For each job its id, the fields that the projection holds of it, and whether it may be
         without them (nothing is known of it)."""
         for job_id, job in self.states.items():
-            fields = {name: value for name, value in dump_job_view(None, job).items() if value is not None}
+            view = job_states.dump_view(None, job)
+            fields = {name: value for name, value in view.items() if value is not None}
             yield job_id, fields, not job.facts
 
 
@@ -161,7 +162,7 @@ def keys_of(job: JobState) -> frozenset[str]:
         return frozenset()
     paths = {file.path for file in job.imported.files} if job.imported else set()
     paths |= {event.path for state in job.tasks.values() for event in state.events}
-    paths |= job.files.keys() | job.watchers.keys()
+    paths |= job.files.keys()
     return frozenset(file_key(job.spec.workspace, path) for path in paths)
 
 

@@ -128,9 +128,9 @@ async def _erase(store: RedisStore, partition: int, workspace: str, ids: frozens
 def belongs(field: str, workspace: str, ids: frozenset[str]) -> bool:
     """Whether a field of a partition's hash is about a file of the workspace, or one of these jobs and tasks.
 
-    A field is KIND:KEY, where the key is a file key (with a number behind a separator, for some) or an id.
+    A field is KIND:KEY, where the key is a file key or an id, with more behind a separator for some.
     """
-    key = field.partition(":")[2]
+    key = field.partition(":")[2].partition("\x1f")[0]
     return key.startswith(file_key(workspace, "")) or key in ids
 
 

@@ -23,9 +23,9 @@ from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.job_step import Command, Dispatch, RecordEvent, Say, SetDeadline
 from codeconvoy.schemas.topics import Topics, file_key
+from codeconvoy.workers import job_states
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.engine.reads import ReadFields
-from codeconvoy.workers.projector import dump_job, load_job
 from codeconvoy.workers.records import decoded
 
 NAME = "orchestrator"
@@ -49,15 +49,15 @@ class Orchestrator:
 
     async def load(self, key: str, read: ReadFields) -> JobState:
         """See `FoldConsumer`."""
-        return await load_job(key, read)
+        return await job_states.load(key, read)
 
     def dump(self, key: str, before: JobState | None, after: JobState) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""
-        return dump_job(after)
+        return job_states.dump(before, after)
 
     def wait(self, state: JobState) -> int | None:
         """The earliest wait that runs out."""
-        return min((when for when, _, _ in state.waits()), default=None)
+        return state.next_wait
 
     def due(self, key: str, state: JobState, now: int) -> Sequence[Outgoing]:
         """Waits that have run out become facts; they count once they are folded."""

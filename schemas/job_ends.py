@@ -28,7 +28,7 @@ def end_if_over(step: Step) -> None:
             _publish(step)
         return
     if job.ends_as is None:
-        if job.open_tasks or job.open_units or step.conflicts or not step.units:
+        if step.open_tasks or step.open_units or step.open_conflicts or not len(step.units):
             return
         if step.spec.check and _check(step):
             return

@@ -37,7 +37,6 @@ from codeconvoy.schemas.job_facts import (
 from codeconvoy.schemas.job_plan import on_imported, on_planned, on_submitted
 from codeconvoy.schemas.job_stages import advance, reopen
 from codeconvoy.schemas.job_state import (
-    FileStatus,
     Happening,
     JobState,
     OpenConflict,
@@ -64,7 +63,6 @@ def fold(job: JobState, fact: JobFact) -> tuple[JobState, tuple[Command, ...]]:
     step = Step(job)
     # Facts that come after the end count, but the time of the end stays.
     updated_at = job.updated_at if job.ended else max(job.updated_at, fact.timestamp)
-    step.change(facts=job.facts + 1, updated_at=updated_at)
     payload = fact.payload
     if isinstance(payload, JobFinished):
         if not job.ended and payload.status.ended:
@@ -81,7 +79,7 @@ def fold(job: JobState, fact: JobFact) -> tuple[JobState, tuple[Command, ...]]:
     else:
         _dispatch(step, payload, fact.timestamp)
         end_if_over(step)
-    return step.finish()
+    return step.finish(facts=job.facts + 1, updated_at=updated_at)
 
 
 def _dispatch(step: Step, payload: object, timestamp: int) -> None:
@@ -210,14 +208,12 @@ def _on_judged(step: Step, fact: EventJudged) -> None:
         ours = fact.verdict is VerdictKind.FORKED or step.file(fact.path).forked
         step.put_file(
             fact.path,
-            FileStatus(
-                visible=fact.visible,
-                forked=ours and len(fact.heads) > 1,
-                partition=fact.partition,
-                offset=fact.offset,
-            ),
+            visible=fact.visible,
+            forked=ours and len(fact.heads) > 1,
+            partition=fact.partition,
+            offset=fact.offset,
         )
-    state = step.tasks.get(step.origins.get(fact.event_id, ""))
+    state = step.task_of(fact.event_id)
     if state is not None:
         if fact.verdict is VerdictKind.OUTDATED:
             if any(event.event_id == fact.event_id for event in state.events):
@@ -232,7 +228,7 @@ def _on_judged(step: Step, fact: EventJudged) -> None:
             )
             step.put_task(state.task.task_id, state)
             _conclude(step, state)
-    for unit_id in step.watchers(fact.path):
+    for unit_id in step.file(fact.path).watchers:
         advance(step, unit_id)
 
 
@@ -256,7 +252,7 @@ def _moved(step: Step, state: TaskState) -> None:
 
 
 def _on_read(step: Step, fact: ReadJudged) -> None:
-    state = step.tasks.get(step.origins.get(fact.reader_event, ""))
+    state = step.task_of(fact.reader_event)
     if state is None or all(event.event_id != fact.reader_event for event in state.events):
         return
     answer = f"{fact.reader_event} {fact.read_path}"
@@ -274,7 +270,7 @@ def _on_read(step: Step, fact: ReadJudged) -> None:
 
 
 def _on_forked(step: Step, fact: FileForked) -> None:
-    known = step.conflicts.get(fact.path)
+    known = step.file(fact.path).conflict
     if known is not None and known.conflict_id == fact.conflict_id and known.attempt >= fact.attempt:
         return
     if not step.is_news(fact.path, fact.partition, fact.offset):
@@ -287,8 +283,7 @@ def _on_forked(step: Step, fact: FileForked) -> None:
             conflict_id=fact.conflict_id, strategy=fact.strategy, attempt=fact.attempt, deadline=fact.deadline
         ),
     )
-    status = msgspec.structs.replace(step.file(fact.path), partition=fact.partition, offset=fact.offset)
-    step.put_file(fact.path, msgspec.structs.replace(status, forked=True))
+    step.put_file(fact.path, forked=True, partition=fact.partition, offset=fact.offset)
     loser = step.tasks.get(fact.loser_task)
     if fact.strategy is not Strategy.REWORK or loser is None:
         return
@@ -310,7 +305,7 @@ def _on_forked(step: Step, fact: FileForked) -> None:
 
 
 def _on_settled(step: Step, fact: FileSettled) -> None:
-    known = step.conflicts.get(fact.path)
+    known = step.file(fact.path).conflict
     if known is None or known.conflict_id != fact.conflict_id:
         return
     step.put_conflict(fact.path, None)
@@ -323,9 +318,12 @@ def _on_settled(step: Step, fact: FileSettled) -> None:
     if fact.offset >= step.file(fact.path).offset:
         step.put_file(
             fact.path,
-            FileStatus(visible=fact.head, forked=fact.forked, partition=fact.partition, offset=fact.offset),
+            visible=fact.head,
+            forked=fact.forked,
+            partition=fact.partition,
+            offset=fact.offset,
         )
-    for unit_id in step.watchers(fact.path):
+    for unit_id in step.file(fact.path).watchers:
         advance(step, unit_id)
 
 

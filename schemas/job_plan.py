@@ -9,7 +9,7 @@ from codeconvoy.schemas import ids
 from codeconvoy.schemas.job_facts import Imported, JobStatus, JobSubmitted, Planned
 from codeconvoy.schemas.job_spec import TaskKind, TaskSpec, complete
 from codeconvoy.schemas.job_stages import start_units
-from codeconvoy.schemas.job_state import GIT_ROLE, FileStatus
+from codeconvoy.schemas.job_state import GIT_ROLE
 from codeconvoy.schemas.job_step import SetDeadline, Step
 from codeconvoy.schemas.tasks import ImportWork, PlanWork
 from codeconvoy.schemas.test_paths import test_path_for
@@ -53,7 +53,7 @@ def on_imported(step: Step, fact: Imported) -> None:
     step.change(imported=fact)
     for file in fact.files:
         if step.file(file.path).offset < 0:  # what the detector says is newer than what was read
-            step.put_file(file.path, FileStatus(visible=file.visible or file.event_id))
+            step.put_file(file.path, visible=file.visible or file.event_id)
     if step.spec.planner and step.job.planned is None:
         roles = tuple(dict.fromkeys(step.spec.pipeline.generate))
         work = PlanWork(files=tuple(file.path for file in fact.files if file.event_id), roles=roles)

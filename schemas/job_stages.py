@@ -69,9 +69,10 @@ def advance(step: Step, unit_id: str) -> None:
     unit = step.units.get(unit_id)
     if unit is None or unit.stage.ended or step.job.ends_as is not None:
         return
-    states = [step.tasks[task_id] for task_id in unit.tasks]
-    if any(state.status.open for state in states) or _unsettled(step, unit):
+    # Tasks of one file are done in their order: one that is open is found at the end.
+    if any(step.tasks[task_id].status.open for task_id in reversed(unit.tasks)) or _unsettled(step, unit):
         return
+    states = [step.tasks[task_id] for task_id in unit.tasks]
     if _repair(step, unit):
         return
     match unit.stage:
@@ -108,7 +109,8 @@ def _unsettled(step: Step, unit: Unit) -> bool:
     for task_id in unit.tasks:
         work = step.tasks[task_id].task.work
         paths |= set(work.also) if isinstance(work, EditWork) else set()
-    return any(step.file(path).forked or path in step.conflicts for path in paths)
+    files = [step.file(path) for path in paths]
+    return any(file.forked or file.conflict is not None for file in files)
 
 
 def _review_again(step: Step, unit: Unit) -> None:

@@ -3,9 +3,12 @@
 A job is cut into units, one a file (and one for each test that is written side by side). A unit
 goes through the stages of the pipeline; each stage is one or several tasks. The life of a task is
 the table `TRANSITIONS`.
+
+What there may be thousands of in a job (tasks, units, files) is kept so that one more fact costs the
+same in a large job as in a small one, and has a number, under which it is stored on its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -14,6 +17,7 @@ from codeconvoy.schemas.errors import IllegalCommand
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result
 from codeconvoy.schemas.job_spec import JobSpec
+from codeconvoy.schemas.persistent import PersistentHeap, PersistentMap
 from codeconvoy.schemas.tasks import Task
 
 MAX_REPAIRS = 8
@@ -38,7 +42,7 @@ class TaskStatus(StrEnum):
     @property
     def open(self) -> bool:
         """True while something is still to come."""
-        return self in (TaskStatus.DISPATCHED, TaskStatus.REPORTED)
+        return self is TaskStatus.DISPATCHED or self is TaskStatus.REPORTED
 
 
 class Happening(StrEnum):
@@ -93,7 +97,7 @@ class Stage(StrEnum):
     @property
     def ended(self) -> bool:
         """True where the unit has come to its end."""
-        return self in (Stage.DONE, Stage.FAILED)
+        return self is Stage.DONE or self is Stage.FAILED
 
 
 class _State(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +107,8 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
 class TaskState(_State, frozen=True, kw_only=True):
     """One logical task: its present round, and what is still missing of it."""
 
+    number: int = -1
+    """Of the task in its job, from 0."""
     task: Task
     unit: str
     """The unit that it works for; empty for the job's own (import, plan, check, publish)."""
@@ -119,6 +125,8 @@ class TaskState(_State, frozen=True, kw_only=True):
     answered: tuple[str, ...] = ()
     """`event path` of those that have."""
     events: tuple[Emitted, ...] = ()
+    told: tuple[tuple[str, int], ...] = ()
+    """Every event that any of its rounds spoke of, with the number of the fact that did so."""
     result: Result | None = None
     refusal: str = ""
     """Why an event of this round was refused, if one was."""
@@ -131,6 +139,8 @@ class TaskState(_State, frozen=True, kw_only=True):
 class Unit(_State, frozen=True, kw_only=True):
     """One file on its way through the pipeline."""
 
+    number: int = -1
+    """Of the unit in its job, from 0."""
     unit_id: str
     path: str
     stage: Stage
@@ -154,15 +164,6 @@ class Unit(_State, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class FileStatus(_State, frozen=True, kw_only=True):
-    """What the detector last said of a file."""
-
-    visible: str = ""
-    forked: bool = False
-    partition: int = -1
-    offset: int = -1
-
-
 class OpenConflict(_State, frozen=True, kw_only=True):
     """A conflict on a file where this job has a head."""
 
@@ -170,6 +171,21 @@ class OpenConflict(_State, frozen=True, kw_only=True):
     strategy: Strategy
     attempt: int
     deadline: int
+
+
+class FileStatus(_State, frozen=True, kw_only=True):
+    """What the detector last said of a file, and who in the job waits for it."""
+
+    number: int = -1
+    """Of the file in its job, from 0."""
+    path: str = ""
+    visible: str = ""
+    forked: bool = False
+    partition: int = -1
+    offset: int = -1
+    conflict: OpenConflict | None = None
+    watchers: tuple[str, ...] = ()
+    """The units that are told of what happens to it."""
 
 
 class Tally(_State, frozen=True, kw_only=True):
@@ -204,37 +220,75 @@ class JobState(_State, frozen=True, kw_only=True):
     imported: Imported | None = None
     planned: Planned | None = None
     published: Published | None = None
-    tasks: Mapping[str, TaskState] = {}
-    units: Mapping[str, Unit] = {}
-    files: Mapping[str, FileStatus] = {}
-    watchers: Mapping[str, tuple[str, ...]] = {}
-    """Units that wait for a file, by path."""
-    conflicts: Mapping[str, OpenConflict] = {}
+    tasks: PersistentMap[TaskState] = msgspec.field(default_factory=PersistentMap)
+    units: PersistentMap[Unit] = msgspec.field(default_factory=PersistentMap)
+    files: PersistentMap[FileStatus] = msgspec.field(default_factory=PersistentMap)
     """By path."""
-    origins: Mapping[str, str] = {}
-    """The task of each event of this job."""
     ended_by_role: Mapping[str, int] = {}
     open_tasks: int = 0
     open_units: int = 0
+    open_conflicts: int = 0
     tally: Tally = Tally()
     facts: int = 0
     updated_at: int = 0
+    origins: PersistentMap[str] = msgspec.field(default_factory=PersistentMap)
+    """The task that spoke last of each event of this job. Follows from what the tasks hold."""
+    deadlines: PersistentHeap = msgspec.field(default_factory=PersistentHeap)
+    """Of dispatched tasks, with their ids; the first one stands, later ones may be over. Likewise."""
 
     @property
     def ended(self) -> bool:
         """True when nothing that comes later changes the job."""
         return self.status.ended
 
+    @property
+    def conflicts(self) -> Mapping[str, OpenConflict]:
+        """The open conflicts by path. Looks at all files: for people."""
+        return {path: file.conflict for path, file in self.files.items() if file.conflict is not None}
+
+    @property
+    def next_wait(self) -> int | None:
+        """When the first wait runs out, in milliseconds since the epoch."""
+        if self.ended:
+            return None
+        waits = [self.deadlines.first[0]] if self.deadlines.first is not None else []
+        if self.deadline and self.status is JobStatus.RUNNING:
+            waits.append(self.deadline)
+        return min(waits, default=None)
+
     def waits(self) -> list[tuple[int, str, int]]:
         """Every wait that can run out, as (milliseconds since the epoch, task id, round); the
-        job's own has no task id."""
+        job's own has no task id. Looks at all tasks: for when one has run out."""
         if self.ended:
             return []
         waits = [
             (state.deadline, task_id, state.task.round)
             for task_id, state in self.tasks.items()
-            if state.deadline and state.status is TaskStatus.DISPATCHED
+            if is_waited_for(state)
         ]
         if self.deadline and self.status is JobStatus.RUNNING:
             waits.append((self.deadline, "", 0))
         return waits
+
+
+def is_waited_for(state: TaskState) -> bool:
+    """True while a task's round has a deadline."""
+    return state.deadline > 0 and state.status is TaskStatus.DISPATCHED
+
+
+def restored(
+    job: JobState, tasks: Iterable[TaskState], units: Iterable[Unit], files: Iterable[FileStatus]
+) -> JobState:
+    """A job from its parts as they were stored, each kind in the order of its numbers."""
+    by_id = {state.task.task_id: state for state in tasks}
+    spoken = sorted((at, event, task_id) for task_id, state in by_id.items() for event, at in state.told)
+    return msgspec.structs.replace(
+        job,
+        tasks=PersistentMap(by_id),
+        units=PersistentMap({unit.unit_id: unit for unit in units}),
+        files=PersistentMap({file.path: file for file in files}),
+        origins=PersistentMap({event: task_id for _, event, task_id in spoken}),
+        deadlines=PersistentHeap(
+            (state.deadline, task_id) for task_id, state in by_id.items() if is_waited_for(state)
+        ),
+    )

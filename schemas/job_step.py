@@ -1,10 +1,11 @@
 """Reads nothing, writes nothing: a job being folded, and the commands that come out of it.
 
-`Step` is the working copy of one call of the job fold: it is made from a frozen `JobState`,
-changed in place, and frozen again. It is never seen outside of that call.
+`Step` is one call of the job fold: it holds the job as it is by now, and what is to be done. It is
+never seen outside of that call.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -36,8 +37,10 @@ from codeconvoy.schemas.job_state import (
     TaskState,
     TaskStatus,
     Unit,
+    is_waited_for,
     transition,
 )
+from codeconvoy.schemas.persistent import Draft
 from codeconvoy.schemas.tasks import (
     CheckWork,
     EditWork,
@@ -155,10 +158,16 @@ def policy_for(spec: JobSpec, path: str) -> Policy:
 
 def _matches(glob: str, path: str) -> bool:
     """A glob that is none matches nothing: the job is refused with a message when it is checked."""
+    compiled = _compiled(glob)
+    return compiled is not None and compiled.match_file(path)
+
+
+@lru_cache(maxsize=1_000)
+def _compiled(glob: str) -> GitIgnoreSpec | None:
     try:
-        return GitIgnoreSpec.from_lines([glob]).match_file(path)
+        return GitIgnoreSpec.from_lines([glob])
     except ValueError:
-        return False
+        return None
 
 
 class Step:
@@ -166,24 +175,39 @@ class Step:
 
     def __init__(self, job: JobState) -> None:
         self.job = job
+        """Plain fields are changed here; what follows is put into it in the end."""
         self.commands: list[Command] = []
-        self._owned: dict[str, dict[str, Any]] = {}
+        self.tasks, self.units, self.files = Draft(job.tasks), Draft(job.units), Draft(job.files)
+        self.origins = job.origins
+        self.deadlines = job.deadlines
+        self.open_tasks, self.open_units = job.open_tasks, job.open_units
+        self.open_conflicts = job.open_conflicts
 
-    def finish(self) -> tuple[JobState, tuple[Command, ...]]:
-        """The folded job, and the commands."""
-        return msgspec.structs.replace(self.job, **self._owned), tuple(self.commands)
+    def finish(self, **fields: Any) -> tuple[JobState, tuple[Command, ...]]:
+        """The folded job, with these fields too, and the commands."""
+        while (first := self.deadlines.first) is not None and not self._stands(*first):
+            self.deadlines = self.deadlines.without_first()
+        job = msgspec.structs.replace(
+            self.job,
+            tasks=self.tasks.frozen(),
+            units=self.units.frozen(),
+            files=self.files.frozen(),
+            origins=self.origins,
+            deadlines=self.deadlines,
+            open_tasks=self.open_tasks,
+            open_units=self.open_units,
+            open_conflicts=self.open_conflicts,
+            **fields,
+        )
+        return job, tuple(self.commands)
+
+    def _stands(self, deadline: int, task_id: str) -> bool:
+        state = self.tasks[task_id]
+        return is_waited_for(state) and state.deadline == deadline
 
     def change(self, **fields: Any) -> None:
         """Replace plain fields of the job."""
         self.job = msgspec.structs.replace(self.job, **fields)
-
-    def _view(self, name: str) -> dict[str, Any]:
-        return self._owned[name] if name in self._owned else getattr(self.job, name)
-
-    def _own(self, name: str) -> dict[str, Any]:
-        if name not in self._owned:
-            self._owned[name] = dict(getattr(self.job, name))
-        return self._owned[name]
 
     @property
     def spec(self) -> JobSpec:
@@ -191,81 +215,58 @@ class Step:
         assert self.job.spec is not None, "a job without a spec is not folded"
         return self.job.spec
 
-    @property
-    def tasks(self) -> Mapping[str, TaskState]:
-        """Tasks by id."""
-        return self._view("tasks")
-
-    @property
-    def units(self) -> Mapping[str, Unit]:
-        """Units by id."""
-        return self._view("units")
-
-    @property
-    def conflicts(self) -> Mapping[str, OpenConflict]:
-        """Open conflicts by path."""
-        return self._view("conflicts")
-
-    @property
-    def origins(self) -> Mapping[str, str]:
-        """Task ids by event id."""
-        return self._view("origins")
-
-    def watchers(self, path: str) -> tuple[str, ...]:
-        """The units that wait for a file."""
-        found: tuple[str, ...] = self._view("watchers").get(path, ())
-        return found
+    def task_of(self, event_id: str) -> TaskState | None:
+        """The task that an event comes from, if it is one of this job's."""
+        task_id = self.origins.get(event_id)
+        return self.tasks.get(task_id) if task_id is not None else None
 
     def file(self, path: str) -> FileStatus:
         """What was last heard of a file."""
-        status: FileStatus | None = self._view("files").get(path)
-        return status or FileStatus()
+        return self.files.get(path) or FileStatus(number=len(self.files), path=path)
 
     def is_news(self, path: str, partition: int, offset: int) -> bool:
         """True where a record of this file's log is a later one than what was last heard of the file."""
         known = self.file(path)
         return offset > known.offset or partition != known.partition
 
-    def put_file(self, path: str, status: FileStatus) -> None:
+    def put_file(self, path: str, **heard: Any) -> None:
         """Take down what was heard of a file."""
-        self._own("files")[path] = status
-
-    def put_origin(self, event_id: str, task_id: str) -> None:
-        """Take down which task an event comes from."""
-        self._own("origins")[event_id] = task_id
+        self.files.put(path, msgspec.structs.replace(self.file(path), **heard))
 
     def put_conflict(self, path: str, conflict: OpenConflict | None) -> None:
         """A conflict was opened, has moved on, or (None) was settled."""
-        if conflict is None:
-            self._own("conflicts").pop(path, None)
-        else:
-            self._own("conflicts")[path] = conflict
+        known = self.file(path).conflict
+        self.put_file(path, conflict=conflict)
+        self.open_conflicts += (conflict is not None) - (known is not None)
 
     def put_task(self, task_id: str, state: TaskState) -> None:
-        """Replace a task, and keep count of the open ones."""
+        """Replace a task, and keep count of the open ones and of what is waited for."""
         before = self.tasks.get(task_id)
-        was_open = before is not None and before.status.open
-        self._own("tasks")[task_id] = state
-        if was_open != state.status.open:
-            self.change(open_tasks=self.job.open_tasks + (1 if state.status.open else -1))
-        if before is not None and was_open and not state.status.open:
+        if state.number < 0:
+            state = msgspec.structs.replace(state, number=before.number if before else len(self.tasks))
+        self.tasks.put(task_id, state)
+        was_open, is_open = before is not None and before.status.open, state.status.open
+        self.open_tasks += is_open - was_open
+        if was_open and not is_open:
             role = state.task.role
-            ended = self._own("ended_by_role")
-            ended[role] = ended.get(role, 0) + 1
+            self.change(ended_by_role={**self.job.ended_by_role, role: self.ended_in_role(role) + 1})
+        if is_waited_for(state) and (before is None or before.deadline != state.deadline):
+            self.deadlines = self.deadlines.pushed((state.deadline, task_id))
 
     def put_unit(self, unit: Unit) -> None:
         """Replace a unit, and keep count of the open ones."""
         before = self.units.get(unit.unit_id)
+        if unit.number < 0:
+            unit = msgspec.structs.replace(unit, number=before.number if before else len(self.units))
         was_open = before is not None and not before.stage.ended
-        self._own("units")[unit.unit_id] = unit
-        if was_open != (not unit.stage.ended):
-            self.change(open_units=self.job.open_units + (-1 if unit.stage.ended else 1))
+        self.units.put(unit.unit_id, unit)
+        self.open_units += (not unit.stage.ended) - was_open
 
     def watch(self, path: str, unit_id: str) -> None:
         """Let a unit be told of what happens to a file."""
-        watching = self.watchers(path)
+        watching = self.file(path).watchers
         if unit_id not in watching:
-            self._own("watchers")[path] = (*watching, unit_id)
+            self.put_file(path, watchers=(*watching, unit_id))
 
     def count(self, **more: int) -> None:
         """Add to the tally."""
@@ -275,8 +276,7 @@ class Step:
 
     def ended_in_role(self, role: str) -> int:
         """Tasks of a role that have ended."""
-        number: int = self._view("ended_by_role").get(role, 0)
-        return number
+        return self.job.ended_by_role.get(role, 0)
 
     def must_see(self, paths: Iterable[str]) -> tuple[MustSee, ...]:
         """What a task that reads these files must find in the projection, a point a partition."""
@@ -318,7 +318,16 @@ class Step:
         )
         status = transition(before.status, Happening.SENT) if before else TaskStatus.DISPATCHED
         repairs = before.repairs if before else 0
-        self.put_task(task_id, TaskState(task=task, unit=unit, status=status, repairs=repairs))
+        self.put_task(
+            task_id,
+            TaskState(
+                task=task,
+                unit=unit,
+                status=status,
+                repairs=repairs,
+                told=before.told if before else (),
+            ),
+        )
         self.commands.append(Dispatch(task))
 
     def send_again(self, state: TaskState, why: str, *, base: str | None = None) -> None:
@@ -365,14 +374,14 @@ class Step:
 
     def report(self, state: TaskState, done: TaskDone) -> TaskState:
         """A round's own word: what it wrote waits for its verdicts."""
-        events = emitted(done.result)
-        for event in events:
-            self.put_origin(event.event_id, state.task.task_id)
+        events, task_id = emitted(done.result), state.task.task_id
+        self.origins = self.origins.updated({event.event_id: task_id for event in events})
         state = msgspec.structs.replace(
             state,
             status=transition(state.status, Happening.DID),
             deadline=0,
             events=events,
+            told=(*state.told, *((event.event_id, self.job.facts) for event in events)),
             pending=tuple(event.event_id for event in events),
             unread=sum(event.reads for event in events),
             answered=(),
@@ -380,7 +389,7 @@ class Step:
             refusal="",
             stale=False,
         )
-        self.put_task(state.task.task_id, state)
+        self.put_task(task_id, state)
         return state
 
     def end_unit(self, unit: Unit, stage: Stage, reason: str = "") -> None:

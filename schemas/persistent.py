@@ -6,18 +6,18 @@ make a job's cost grow with the square of its size.
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from math import isqrt
-from typing import TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 V = TypeVar("V")
 D = TypeVar("D")
 
 _LEAST = 32
 """Changes that are kept apart before two dicts are joined, however small the whole is."""
-_RECENT = 16
-"""Changes that are remembered, to find fast what has changed since one of the last versions."""
+_JOINS = 4
+"""Joins that are remembered, to find what has changed since a version before them."""
 
-
-_Change = tuple[object, Iterable[str]]
+_Join = tuple[object, Iterable[str]]
+_NONE = object()
 
 
 class PersistentMap(Mapping[str, V]):
@@ -29,53 +29,51 @@ class PersistentMap(Mapping[str, V]):
     change costs about the square root of the size, with a small constant.
     """
 
-    __slots__ = ("_apart", "_base", "_len", "_recent", "_version")
+    __slots__ = ("_apart", "_base", "_joins", "_len", "_name")
 
     def __init__(self, items: Mapping[str, V] | None = None) -> None:
         self._base: dict[str, V] = dict(items or {})
+        self._name = object()
+        """Stands for the base, without keeping it in memory."""
         self._apart: dict[str, V | None] = {}
         """What differs from the base; None where a key of the base is gone."""
-        self._version = object()
-        """Stands for this version, without keeping it in memory."""
-        self._recent: tuple[_Change, ...] = ()
-        """The versions before this one, the latest last, each with the keys that were changed next."""
+        self._joins: tuple[_Join, ...] = ()
+        """The bases before this one, the latest last, each with the keys that its end has changed."""
         self._len = len(self._base)
 
     def updated(self, changes: Mapping[str, V | None]) -> "PersistentMap[V]":
         """A copy with these values set; None removes a key that is there."""
         if not changes:
             return self
-        apart, length = self._apart.copy(), self._len
+        base, apart, length = self._base, self._apart.copy(), self._len
         for key, value in changes.items():
             if key in apart:
                 known = apart[key]
                 if known is None:  # it was removed from the base, and comes last if it comes again
-                    return self._joined().updated(changes)
+                    return self._joined(self._apart, self._len).updated(changes)
             else:
-                known = self._base.get(key)
+                known = base.get(key)
             length += (value is not None) - (known is not None)
-            if value is None and key not in self._base:
+            if value is None and key not in base:
                 del apart[key]
             else:
                 apart[key] = value
-        recent = (*self._recent[1 - _RECENT :], (self._version, tuple(changes)))
-        if len(apart) > _LEAST and len(apart) > 3 * isqrt(len(self._base)):
-            return self._made(_whole(self._base, apart), {}, length, recent)
-        return self._made(self._base, apart, length, recent)
+        if len(apart) > _LEAST and len(apart) > 3 * isqrt(len(base)):
+            return self._joined(apart, length)
+        return self._made(base, self._name, apart, length, self._joins)
+
+    def _joined(self, apart: dict[str, V | None], length: int) -> "PersistentMap[V]":
+        """A version with nothing kept apart."""
+        joins = (*self._joins[1 - _JOINS :], (self._name, tuple(apart)))
+        return self._made(_whole(self._base, apart), object(), {}, length, joins)
 
     @staticmethod
     def _made(
-        base: dict[str, V], apart: dict[str, V | None], length: int, recent: tuple[_Change, ...]
+        base: dict[str, V], name: object, apart: dict[str, V | None], length: int, joins: tuple[_Join, ...]
     ) -> "PersistentMap[V]":
         made: PersistentMap[V] = PersistentMap.__new__(PersistentMap)
-        made._base, made._apart, made._len, made._recent = base, apart, length, recent
-        made._version = object()
+        made._base, made._name, made._apart, made._len, made._joins = base, name, apart, length, joins
         return made
-
-    def _joined(self) -> "PersistentMap[V]":
-        """The same, with nothing kept apart."""
-        recent = (*self._recent, (self._version, ()))
-        return self._made(_whole(self._base, self._apart), {}, self._len, recent)
 
     def changed_since(self, before: "PersistentMap[V] | None") -> dict[str, V | None]:
         """The keys whose values are others than in an earlier version, with the present value; None
@@ -87,16 +85,16 @@ class PersistentMap(Mapping[str, V]):
 
     def _touched_since(self, before: "PersistentMap[V]") -> Iterable[str]:
         """No key that has changed is missing here."""
-        touched: dict[str, None] = {}
-        for version, keys in reversed(self._recent):
-            touched |= dict.fromkeys(keys)
-            if version is before._version:
-                return touched
-        if self._base is not before._base:
-            return dict.fromkeys((*before._base, *before._apart, *self._base, *self._apart))
         was, now = before._apart, self._apart
-        differing = [key for key, value in now.items() if key not in was or was[key] is not value]
-        return [*differing, *(key for key in was if key not in now)]
+        if self._name is before._name:
+            differing = [key for key, value in now.items() if was.get(key, _NONE) is not value]
+            return differing + [key for key in was if key not in now]
+        touched: dict[str, None] = dict.fromkeys((*was, *now))
+        for name, keys in reversed(self._joins):
+            touched |= dict.fromkeys(keys)
+            if name is before._name:
+                return touched
+        return dict.fromkeys((*before._base, *was, *self._base, *now))
 
     def __getitem__(self, key: str) -> V:
         found = self._apart[key] if key in self._apart else self._base[key]
@@ -139,6 +137,48 @@ class PersistentMap(Mapping[str, V]):
 
     def __repr__(self) -> str:
         return f"PersistentMap({dict(self.items())!r})"
+
+
+class Draft(Generic[V]):
+    """A mapping while several of its values are changed: becomes the next version of it at once."""
+
+    __slots__ = ("_base", "_changes", "_len")
+
+    def __init__(self, base: PersistentMap[V]) -> None:
+        self._base = base
+        self._changes: dict[str, V] = {}
+        self._len = len(base)
+
+    def frozen(self) -> PersistentMap[V]:
+        """The mapping with all that was put into it."""
+        return self._base.updated(self._changes) if self._changes else self._base
+
+    def put(self, key: str, value: V) -> None:
+        """Set a value."""
+        if key not in self._changes and key not in self._base:
+            self._len += 1
+        self._changes[key] = value
+
+    def get(self, key: str) -> V | None:
+        """The value of a key, or None."""
+        return self._changes[key] if key in self._changes else self._base.get(key)
+
+    def __getitem__(self, key: str) -> V:
+        return self._changes[key] if key in self._changes else self._base[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._changes or key in self._base
+
+    def __len__(self) -> int:
+        return self._len
+
+    def items(self) -> ItemsView[str, V]:
+        """Keys with their values, in order."""
+        return self.frozen().items()
+
+    def values(self) -> ValuesView[V]:
+        """The values, in order."""
+        return self.frozen().values()
 
 
 def _whole(base: dict[str, V], apart: Mapping[str, V | None]) -> dict[str, V]:
@@ -221,3 +261,68 @@ def _turned(stack: _Stack) -> tuple[str, ...]:
         item, stack = stack
         items.append(item)
     return tuple(reversed(items))
+
+
+_Node = tuple[int, tuple[int, str], "_Node | None", "_Node | None"]
+"""Rank, item, left and right: a leftist heap, whose right spines are short."""
+
+
+class PersistentHeap:
+    """Frozen pairs of a time and a name, of which the earliest is at hand. Adding one and taking out the
+    first cost the logarithm of their number."""
+
+    __slots__ = ("_root",)
+
+    def __init__(self, items: Iterable[tuple[int, str]] = ()) -> None:
+        self._root: _Node | None = None
+        for item in items:
+            self._root = _merged(self._root, (1, item, None, None))
+
+    def pushed(self, item: tuple[int, str]) -> "PersistentHeap":
+        """A copy with one more pair."""
+        return self._made(_merged(self._root, (1, item, None, None)))
+
+    def without_first(self) -> "PersistentHeap":
+        """A copy without the earliest pair."""
+        assert self._root is not None, "it is empty"
+        return self._made(_merged(self._root[2], self._root[3]))
+
+    @property
+    def first(self) -> tuple[int, str] | None:
+        """The earliest pair; None where there is none."""
+        return self._root[1] if self._root is not None else None
+
+    @staticmethod
+    def _made(root: _Node | None) -> "PersistentHeap":
+        made = PersistentHeap.__new__(PersistentHeap)
+        made._root = root
+        return made
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """In no order."""
+        stack = [self._root]
+        while stack:
+            node = stack.pop()
+            if node is not None:
+                yield node[1]
+                stack += node[2:]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PersistentHeap) and sorted(self) == sorted(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self)))
+
+    def __repr__(self) -> str:
+        return f"PersistentHeap({sorted(self)!r})"
+
+
+def _merged(one: _Node | None, other: _Node | None) -> _Node | None:
+    if one is None or other is None:
+        return one or other
+    if other[1] < one[1]:
+        one, other = other, one
+    left, right = one[2], _merged(one[3], other)
+    if right is not None and (left is None or left[0] < right[0]):
+        left, right = right, left
+    return (right[0] + 1 if right is not None else 1, one[1], left, right)

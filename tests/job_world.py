@@ -129,6 +129,10 @@ class JobWorld:
         state = self.state
         assert state.open_tasks == sum(task.status.open for task in state.tasks.values())
         assert state.open_units == sum(not unit.stage.ended for unit in state.units.values())
+        assert state.open_conflicts == len(state.conflicts)
+        assert state.next_wait == min((when for when, _, _ in state.waits()), default=None)
+        for values in (state.tasks.values(), state.units.values(), state.files.values()):
+            assert [value.number for value in values] == list(range(len(values)))
 
     def deadline(self) -> bool:
         """Let the clock reach the next deadline. False where there is none."""

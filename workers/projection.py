@@ -15,11 +15,11 @@ from codeconvoy.schemas.job_facts import JobStatus
 from codeconvoy.schemas.job_state import JobState, TaskStatus
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
-from codeconvoy.workers import file_states
+from codeconvoy.workers import file_states, job_states
 from codeconvoy.workers.engine.state import LIVE, StateStore
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.positions import Positions
-from codeconvoy.workers.projector import empty_history, job_field, load_job, status_field, task_field
+from codeconvoy.workers.projector import empty_history
 
 READ_ATTEMPTS = 10
 """Reads of a file between whose parts the projector wrote."""
@@ -216,14 +216,6 @@ class StoredProjection:
                     found.append(split_file_key(key)[1])
         return sorted(set(found))
 
-    async def passed(self, points: Sequence[MustSee]) -> bool:
-        """See `Projection`."""
-        for point in points:
-            loaded = await self._files.load(point.partition, [LIVE])
-            if loaded.offset <= point.offset or loaded.fields[0] is None:
-                return False
-        return True
-
     async def job(self, job_id: str) -> JobState | None:
         """See `Projection`."""
         partition = partition_of(job_id, self._partitions)
@@ -231,13 +223,17 @@ class StoredProjection:
         async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
             return (await self._jobs.load(partition, fields)).fields
 
-        state = await load_job(job_id, read)
+        state = await job_states.load(job_id, read)
         return state if state.facts else None
 
     async def standing(self, job_id: str, task_id: str) -> Standing | None:
         """See `Projection`."""
         partition = partition_of(job_id, self._partitions)
-        job, task = (await self._jobs.load(partition, [status_field(job_id), task_field(task_id)])).fields
+        job, task = (
+            await self._jobs.load(
+                partition, [job_states.status_field(job_id), job_states.task_field(task_id)]
+            )
+        ).fields
         if job is None:
             return None
         if task is None:
@@ -249,8 +245,8 @@ class StoredProjection:
         """See `Projection`."""
         found: list[JobState] = []
         for partition in range(self._partitions):
-            async for name, _ in self._jobs.scan(partition, job_field("")):
-                state = await self.job(name.removeprefix(job_field("")))
+            async for name, _ in self._jobs.scan(partition, job_states.job_field("")):
+                state = await self.job(job_states.key_of(name))
                 if state is not None:
                     found.append(state)
         return sorted(found, key=lambda job: (job.submitted_at, job.job_id), reverse=True)

@@ -5,8 +5,6 @@ Two fold engines without outputs: the file fold over `events` and the job fold o
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from codeconvoy.schemas import job_fold
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import Event
@@ -15,7 +13,7 @@ from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import JobFact
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.topics import Topics, split_file_key
-from codeconvoy.workers import file_states
+from codeconvoy.workers import file_states, job_states
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.records import decoded
@@ -65,43 +63,6 @@ class FileProjector:
         return ()
 
 
-def job_field(job_id: str) -> str:
-    """The name of a job's field."""
-    return f"j:{job_id}"
-
-
-def status_field(job_id: str) -> str:
-    """The name of the field that holds a job's status alone."""
-    return f"s:{job_id}"
-
-
-def task_field(task_id: str) -> str:
-    """The name of the field that holds a task's round and status alone."""
-    return f"t:{task_id}"
-
-
-def dump_job(state: JobState) -> dict[str, bytes | None]:
-    """A job's field."""
-    return {job_field(state.job_id): msgspec.msgpack.encode(state)}
-
-
-def dump_job_view(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
-    """The fields of a job that differ in the projection: besides its own one, a small one for each
-    task, since workers ask for one task at a time, and often."""
-    changes = dump_job(after)
-    changes[status_field(after.job_id)] = after.status.encode()
-    for task_id, state in after.tasks.items():
-        if before is None or before.tasks.get(task_id) is not state:
-            changes[task_field(task_id)] = f"{state.task.round} {state.status}".encode()
-    return changes
-
-
-async def load_job(job_id: str, read: ReadFields) -> JobState:
-    """A job from its field, or an empty one."""
-    (raw,) = await read([job_field(job_id)])
-    return msgspec.msgpack.decode(raw, type=JobState) if raw is not None else JobState(job_id=job_id)
-
-
 class JobProjector:
     """The projection of jobs and their tasks."""
 
@@ -117,11 +78,11 @@ class JobProjector:
 
     async def load(self, key: str, read: ReadFields) -> JobState:
         """See `FoldConsumer`."""
-        return await load_job(key, read)
+        return await job_states.load(key, read)
 
     def dump(self, key: str, before: JobState | None, after: JobState) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""
-        return dump_job_view(before, after)
+        return job_states.dump_view(before, after)
 
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""

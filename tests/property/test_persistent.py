@@ -1,4 +1,4 @@
-"""The persistent collections are dicts and queues of which every version stays as it was."""
+"""The persistent collections are dicts, queues and heaps of which every version stays as it was."""
 
 from unittest.mock import patch
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codeconvoy.schemas import persistent
-from codeconvoy.schemas.persistent import PersistentMap, PersistentQueue
+from codeconvoy.schemas.persistent import PersistentHeap, PersistentMap, PersistentQueue
 
 KEYS = st.integers(0, 30).map(str)
 CHANGES = st.lists(st.dictionaries(KEYS, st.one_of(st.none(), st.integers()), max_size=4), max_size=60)
@@ -84,3 +84,34 @@ def test_a_queue_gives_back_in_order_what_was_put_in(start: list[str], steps: li
         assert version.last == (expected[-1] if expected else None)
         assert version == PersistentQueue(expected)
         assert hash(version) == hash(PersistentQueue(expected))
+
+
+PAIRS = st.tuples(st.integers(0, 9), KEYS)
+
+
+@given(st.lists(PAIRS, max_size=5), st.lists(st.one_of(st.none(), PAIRS), max_size=60))
+def test_a_heap_gives_back_the_earliest_first(
+    start: list[tuple[int, str]], steps: list[tuple[int, str] | None]
+) -> None:
+    now, as_list = PersistentHeap(start), sorted(start)
+    versions = [(now, list(as_list))]
+    for step in steps:
+        if step is not None:
+            now, as_list = now.pushed(step), sorted([*as_list, step])
+        elif as_list:
+            now, as_list = now.without_first(), as_list[1:]
+        versions.append((now, list(as_list)))
+    for version, expected in versions:
+        assert sorted(version) == expected
+        assert version.first == (expected[0] if expected else None)
+        assert version == PersistentHeap(reversed(expected))
+        assert hash(version) == hash(PersistentHeap(expected))
+
+
+def test_a_large_heap_is_no_deep_recursion() -> None:
+    """In whatever order its pairs come."""
+    for order in (range(20_000), reversed(range(20_000))):
+        heap = PersistentHeap((number, "x") for number in order)
+        for number in range(100):
+            assert heap.first == (number, "x")
+            heap = heap.without_first()

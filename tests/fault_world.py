@@ -131,6 +131,16 @@ class World:
 
         return until(fair, f"{sorted(names)} have {share} partitions each")
 
+    def wait_taken_over(self, name: str) -> None:
+        """Wait until this process has all partitions of its kind, and tasks in hand."""
+
+        def taken_over() -> bool:
+            shares = self.fleet.shares(name.partition("/")[0])
+            alone = shares.keys() == {name} and len(shares[name]) == PARTITIONS
+            return alone and self.fleet[name].metric("convoy_in_flight") > 0
+
+        until(taken_over, f"{name} has taken over")
+
     def calm(self) -> None:
         """No trap, nobody who is stopped or held back, and nothing of an earlier test."""
         self.traps.clear()

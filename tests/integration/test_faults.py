@@ -2,6 +2,7 @@
 Redis. After each of them the job ends and nothing is lost, doubled or out of order; see `fault_world`.
 """
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,20 +58,25 @@ def test_a_worker_killed_at_any_step_has_its_tasks_done_elsewhere(here: World, t
 def test_a_worker_stopped_past_its_session_takes_no_effect_when_it_goes_on(
     here: World, tmp_path: Path
 ) -> None:
-    repo = tmp_path / "repo"
-    here.have(*HUBS, KEEPER, *ROLES, *(f"{role}/1" for role in ROLES))
+    repo, zombie = tmp_path / "repo", "clerk/2"
+    # Its transaction outlives its session: nothing but its lost membership is against its commit.
+    here.launch(zombie, CONVOY_KAFKA_OPTIONS=json.dumps({**QUICK, "transaction.timeout.ms": 60_000}))
+    victims = {name: name.partition("/")[0] for name in ("scribe", zombie, "editor", "writer")}
+    here.have(*HUBS, KEEPER, *victims, *(f"{role}/1" for role in ROLES))
     # More than the slots: a zombie that goes on has tasks in its queue that others have done.
     files = {role: paths_of(tmp_path.name, role, 3) for role in ROLES}
     tasks = {**files, KEEPER: ("held.py",)}
     here.gates.hold(KEEPER)
-    for role, step in STEPS.items():
-        here.traps.set(role, step, SIGSTOP)
+    for name, role in victims.items():
+        here.traps.set(name, STEPS[role], SIGSTOP)
     job_id = here.submit(repo, tasks)
-    here.wait_sprung(*ROLES)
+    here.wait_sprung(*victims)
+    here.wait_taken_over("clerk/1")
+    here.resume(zombie)
     for role, paths in files.items():
         here.wait_done(role, paths)
-    for role in ROLES:
-        here.resume(role)
+    for name in victims:
+        here.resume(name)
     for role in ROLES:
         here.wait_shared(role)
     here.gates.release(KEEPER)

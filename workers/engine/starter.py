@@ -67,6 +67,7 @@ class Starter:
                 continue
             for lane, job in zip(chosen, jobs, strict=True):
                 self._go(lane, job, found.get(job.at))
+            await self._take_back([job for job in jobs if job.assignment.is_ending])
 
     async def _note(self, jobs: Sequence[Job]) -> Mapping[At, Attempt]:
         """Note these starts; the answer is what earlier processes left of them, and is held against them."""
@@ -80,6 +81,16 @@ class Starter:
         for at, attempt in again.items():
             await self._attempts.note(at, attempt)
         return held
+
+    async def _take_back(self, jobs: Sequence[Job]) -> None:
+        """These were noted, and don't begin: nothing died of them."""
+        try:
+            for job in jobs:
+                if job.attempt.is_suspect:
+                    await self._attempts.note(job.at, job.attempt)
+            await self._attempts.strike_out([job.at for job in jobs if not job.attempt.is_suspect])
+        except Unavailable as away:
+            logger.warning("%s tasks stay noted as begun: %s", len(jobs), away)
 
     def _go(self, lane: Lane, job: Job, held: Attempt | None) -> None:
         if job.assignment.is_ending:  # its new owner does it

@@ -2,13 +2,18 @@
 
 The job fold decides; this carries its commands out. A record on the jobs topic may come from any
 language, so a submission is checked here once more: a bad one ends as failed with the message.
+
+Names and texts in those records may be of any length. A task that fits into no record fails, with the
+reason, as if its worker had said so; what else is to be written fits, since the fold keeps its texts
+short.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from codeconvoy.schemas import ids, job_fold
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import BadInput
+from codeconvoy.schemas.errors import BadInput, Unencodable
 from codeconvoy.schemas.events import TYPE_OF, Event, ResolutionFailed
 from codeconvoy.schemas.job_facts import (
     DeadlinePassed,
@@ -18,10 +23,19 @@ from codeconvoy.schemas.job_facts import (
     JobStatus,
     JobSubmitted,
     TaskDispatched,
+    TaskFailed,
 )
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import JobState
-from codeconvoy.schemas.job_step import Command, Dispatch, RecordEvent, Say, SetDeadline
+from codeconvoy.schemas.job_step import (
+    MAX_REASON_CHARS,
+    Command,
+    Dispatch,
+    RecordEvent,
+    Say,
+    SetDeadline,
+)
+from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import Topics, file_key
 from codeconvoy.workers import job_states
 from codeconvoy.workers.engine.bus import Outgoing, Record
@@ -31,6 +45,7 @@ from codeconvoy.workers.records import decoded
 NAME = "orchestrator"
 GRACE_SECONDS = 30
 """What a task's dispatch may take beyond the task's own deadline."""
+logger = logging.getLogger(__name__)
 
 
 class Orchestrator:
@@ -77,23 +92,34 @@ class Orchestrator:
             try:
                 self._check(fact.payload.spec)
             except BadInput as bad:
-                refused = JobFinished(status=JobStatus.FAILED, reason=str(bad))
+                refused = JobFinished(status=JobStatus.FAILED, reason=str(bad)[:MAX_REASON_CHARS])
                 return after, [self._fact(after.job_id, refused, now, "refused")]
         return after, [output for command in commands for output in self._carry_out(after, command, now)]
 
     def _carry_out(self, job: JobState, command: Command, now: int) -> Sequence[Outgoing]:
         match command:
             case Dispatch(task=task):
-                key = file_key(task.workspace, task.path or task.job_id)
-                queued = Outgoing(self._topics.tasks(task.role), key, self._codec.encode(task))
-                told = self._dispatched(job, task.task_id, task.round, task.deadline_seconds, now)
-                return queued, told
+                return self._dispatch(job, task, now)
             case SetDeadline(task_id=task_id, round=round_, seconds=seconds):
                 return (self._dispatched(job, task_id, round_, seconds, now),)
             case Say(payload=payload):
                 return (self._fact(job.job_id, payload, now, "said"),)
             case RecordEvent():
-                return (self._event(command, now),)
+                return self._event(command, now)
+
+    def _dispatch(self, job: JobState, task: Task, now: int) -> Sequence[Outgoing]:
+        key = file_key(task.workspace, task.path or task.job_id)
+        try:
+            queued = Outgoing(self._topics.tasks(task.role), key, self._codec.encode(task))
+        except (Unencodable, BadInput) as error:
+            failed = TaskFailed(
+                task_id=task.task_id,
+                round=task.round,
+                agent_id=NAME,
+                reason=f"the task can't be put on its queue: {error}"[:MAX_REASON_CHARS],
+            )
+            return (self._fact(job.job_id, failed, now, task.task_id, task.round),)
+        return queued, self._dispatched(job, task.task_id, task.round, task.deadline_seconds, now)
 
     def _dispatched(self, job: JobState, task_id: str, round_: int, seconds: int, now: int) -> Outgoing:
         grace = GRACE_SECONDS if task_id else 0
@@ -110,7 +136,7 @@ class Orchestrator:
         )
         return Outgoing(self._topics.jobs, job_id, self._codec.encode(fact))
 
-    def _event(self, command: RecordEvent, now: int) -> Outgoing:
+    def _event(self, command: RecordEvent, now: int) -> Sequence[Outgoing]:
         task, payload = command.task, command.payload
         event_type = TYPE_OF[type(payload)]
         event_id = ids.event_id(task.task_id, task.round, command.path, event_type)
@@ -130,6 +156,10 @@ class Orchestrator:
             timestamp=now,
             payload=payload,
         )
-        return Outgoing(
-            self._topics.events, file_key(task.workspace, command.path), self._codec.encode(event)
-        )
+        try:
+            value = self._codec.encode(event)
+        except Unencodable as error:
+            # No event has ever named such a file, so none is to be voided.
+            logger.error("%s about %.200r is left out: %s", event_type, command.path, error)
+            return ()
+        return (Outgoing(self._topics.events, file_key(task.workspace, command.path), value),)

@@ -16,7 +16,7 @@ import msgspec
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.job_facts import JobFinished, JobStatus, Published, Result
 from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE, Happening, Stage, TaskStatus, Unit, transition
-from codeconvoy.schemas.job_step import Say, Step
+from codeconvoy.schemas.job_step import MAX_END_CHARS, Say, Step
 from codeconvoy.schemas.tasks import CheckWork, PublishWork, ResolveWork, RevertWork
 
 
@@ -119,9 +119,10 @@ def on_published(step: Step, result: Result | None, reason: str) -> None:
     """The work is on its branch, or could not be put there: the job ends."""
     if isinstance(result, Published):
         step.change(published=result)
-        _finish(step, result.branch, result.commit)
+        _finish(step, result.branch[:MAX_END_CHARS], result.commit[:MAX_END_CHARS])
         return
-    step.change(ends_as=JobStatus.FAILED, reason=f"{step.job.reason}; not published: {reason}")
+    why = f"{step.job.reason}; not published: {reason}"[: 2 * MAX_END_CHARS]
+    step.change(ends_as=JobStatus.FAILED, reason=why)
     _finish(step, "", "")
 
 

@@ -61,6 +61,8 @@ MAX_FEEDBACK = 5
 MAX_FEEDBACK_CHARS = 20_000
 """So many reasons, and so much of each, travel with a task: it must fit into a record."""
 MAX_REASON_CHARS = 2_000
+MAX_END_CHARS = 10_000
+"""Of the reason that a job ends with: it goes into the job's last fact."""
 
 
 class Dispatch(NamedTuple):
@@ -358,7 +360,7 @@ class Step:
             return
         paths = {task.path, *touched(task.work)}
         for path in sorted(paths):
-            payload = RoundVoided(task_id=task.task_id, round=task.round, reason=reason)
+            payload = RoundVoided(task_id=task.task_id, round=task.round, reason=reason[:MAX_REASON_CHARS])
             self.commands.append(RecordEvent(path, task, payload))
 
     def give_back(self, path: str, task: Task, work: ResolveWork, reason: str) -> None:
@@ -399,4 +401,4 @@ class Step:
     def ends(self, status: JobStatus, reason: str) -> None:
         """Decide how the job will end, once."""
         if self.job.ends_as is None:
-            self.change(ends_as=status, reason=reason)
+            self.change(ends_as=status, reason=reason[:MAX_END_CHARS])

@@ -208,3 +208,29 @@ def test_a_reader_is_told_though_its_note_is_forgotten() -> None:
     loop.append(log.events[2])
     loop.fold()
     assert [word.fresh for _, word in loop.facts if isinstance(word, ReadJudged)] == [True, False]
+
+
+LONG = 600_000
+"""Of a name by somebody else: what names it twice is too large to be written."""
+
+
+def test_what_fits_into_no_record_is_left_out_and_the_file_goes_on() -> None:
+    log, loop = FileLog(), DetectorLoop()
+    log.add(log.make("n" * LONG, b"1\n", task="t"))
+    log.add(log.make("next", b"2\n", "n" * LONG))
+    loop.append(*log.events)
+    loop.fold()
+    assert loop.history("a.txt").visible == "next"
+    assert [word.event_id for _, word in loop.facts if isinstance(word, EventJudged)] == ["next"]
+
+
+def test_a_conflict_that_fits_into_no_record_is_neither_opened_nor_waited_for() -> None:
+    log, loop = FileLog(), DetectorLoop()
+    log.edit("base", BASE)
+    for side in ("1", "2"):
+        log.add(log.make(side * LONG, changed(0, side.encode()), "base", task="t"))
+    loop.append(*log.events)
+    loop.fold()
+    assert len(loop.log) == 3
+    assert loop.history("a.txt").forked
+    assert not loop.fire_next_deadline()

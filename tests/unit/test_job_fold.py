@@ -12,15 +12,19 @@ from codeconvoy.schemas import job_fold
 from codeconvoy.schemas.errors import IllegalCommand
 from codeconvoy.schemas.events import ResolutionFailed, RoundVoided, Strategy
 from codeconvoy.schemas.job_facts import (
+    CancelRequested,
     DeadlinePassed,
     Emitted,
     Imported,
+    ImportedFile,
+    JobFact,
     JobFinished,
     JobStatus,
     JobSubmitted,
     Planned,
     Reviewed,
     TaskDispatched,
+    TaskDone,
     TaskFailed,
     VerdictKind,
     Worked,
@@ -49,7 +53,8 @@ from codeconvoy.schemas.tasks import (
 )
 from codeconvoy.schemas.test_paths import test_path_for
 from codeconvoy.workers import job_states
-from tests.job_world import EDITS_ONLY, JOB, NO_TESTS, JobWorld, event_id, spec
+from codeconvoy.workers.engine.bus import Record
+from tests.job_world import CODEC, EDITS_ONLY, JOB, NO_TESTS, JobWorld, event_id, spec
 
 TEST_OF_A = test_path_for("a.py", "tests/convoy")
 
@@ -886,6 +891,70 @@ def test_a_task_always_fits_into_a_record() -> None:
         world.done(task, vote)
         world.say(world.verdict(task, event, VerdictKind.NOTED))
     assert world.one(EditWork)[0].round == 8
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        TaskSpec(role="No Role", path="a.py"),
+        TaskSpec(role="generator", path="a.py", also=("b//c",)),
+        TaskSpec(role="generator", path="/a.py"),
+    ],
+)
+def test_a_task_that_can_not_be_written_fails_and_the_others_go_on(bad: TaskSpec) -> None:
+    """A planner from any language may name what is none."""
+    world = JobWorld(spec(planner="planner", files=("*.py",), pipeline=EDITS_ONLY))
+    world.imports("a.py", "ok.py")
+    world.plans(bad, TaskSpec(role="generator", path="ok.py"))
+    if world.open(ImportWork):
+        world.imports(absent=[path for path in (bad.path, *bad.also) if path != "a.py"])
+    world.writes(world.one(EditWork, "ok.py"))
+    world.publishes()
+    world.ended(JobStatus.PARTIAL, "can't be put on its queue")
+    assert world.stages == {bad.path: "failed", "ok.py": "done"}
+
+
+def test_a_task_that_can_not_be_written_can_be_cancelled() -> None:
+    """Its file can't be named in an event either."""
+    world = JobWorld(spec(planner="planner", pipeline=EDITS_ONLY))
+    world.imports("ok.py")
+    world.plans(TaskSpec(role="generator", path="/a.py"), TaskSpec(role="generator", path="ok.py"))
+    task, _ = world.one(ImportWork)
+    result = Imported(commit="c", files=(ImportedFile(path="/a.py", event_id="", written=False),))
+    for payload in (
+        TaskDone(task_id=task.task_id, round=1, agent_id="a", result=result),
+        CancelRequested(requested_by="me"),
+    ):
+        fact = JobFact(fact_id="f", job_id=JOB, timestamp=0, source="test", payload=payload)
+        record = Record(world.topics.jobs, 0, len(world.log), JOB, CODEC.encode(fact))
+        world.state, outputs = world.orchestrator.step(world.state, record, 0)
+    voided = [output for output in outputs if output.topic == world.topics.events]
+    assert [output.key for output in voided] == ["w:ok.py"]
+
+
+def test_a_job_whose_texts_do_not_fit_ends_with_the_reason() -> None:
+    """The goal fits into a task, but not together with what the reviewers say, nor twice."""
+    world = JobWorld(spec(goal="g" * 1_030_000, pipeline=NO_TESTS))
+    world.imports("a.py")
+    world.writes(world.one(EditWork))
+    task, work = world.one(ReviewWork)
+    event = Emitted(path="a.py", event_id=event_id(task, "vote"), is_edit=False)
+    vote = Reviewed(event=event, version=work.version, approved=False, lens="l", comments=("n" * 20_000,))
+    world.done(task, vote)
+    world.say(world.verdict(task, event, VerdictKind.NOTED))
+    assert "over the cap" in world.state.units["a.py"].reason
+    world.votes()
+    assert world.stages == {"a.py": "failed"}
+    world.ended(JobStatus.FAILED, "not published: the task can't be put on its queue: Task of")
+
+
+def test_a_job_that_is_cancelled_with_a_book_ends() -> None:
+    world = JobWorld(spec(pipeline=EDITS_ONLY))
+    world.imports("a.py")
+    world.say(CancelRequested(requested_by="me", reason="r" * 1_048_000))
+    assert len(world.recorded) == 1
+    world.publishes()
+    world.ended(JobStatus.CANCELLED, "cancelled by me: rrr")
 
 
 def test_the_stored_job_is_the_job() -> None:

@@ -23,13 +23,13 @@ def letter_of(codec: Codec, topic: str, record: Record, why: Undecodable, servic
 def dead_letter(
     codec: Codec, topic: str, record: Record, reason: str, detail: str, attempts: int, service: str, now: int
 ) -> Outgoing:
-    """The dead letter of a record. `detail` is cut to 2,000 characters."""
+    """The dead letter of a record. `detail` is cut to 2,000 characters, and may hold what is none."""
     letter = DeadLetter(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         reason=reason,
-        detail=detail[:2000],
+        detail=detail.encode("utf-8", "replace").decode()[:2000],
         attempts=attempts,
         service=service,
         timestamp=now,

@@ -66,7 +66,8 @@ def json_line(figure: Figure, setting: Setting) -> str:
             "cores": setting.cores,
             "commit": setting.commit,
             "scale": setting.scale,
-        }
+        },
+        ensure_ascii=False,
     )
 
 

@@ -1,6 +1,6 @@
 """Reads a fleet at rest, writes nothing: what must be true of it, whatever struck it on the way."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -24,16 +24,15 @@ from codeconvoy.workers.detector import NAME as DETECTOR
 from codeconvoy.workers.detector import Detector, DetectorState
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
-from tests.simulation.fleet import CODEC, Run, SimFleet
-from tests.simulation.refold import Refold, records_of, refold
-
-MAX_SHOWN = 3
+from tests.simulation.fleet import SimFleet
+from tests.simulation.refold import MAX_SHOWN, Refold, differences, records_of, refold
+from tests.simulation.world import CODEC
 
 
 def problems(fleet: SimFleet) -> list[str]:
     """Everything that is wrong; empty if nothing is."""
     folded = Folded(fleet)
-    found = list(fleet.problems)
+    found: list[str] = []
     for part in (
         _ends,
         _states,
@@ -45,10 +44,8 @@ def problems(fleet: SimFleet) -> list[str]:
         _dead_letters,
         _answered,
         _published,
-        _order,
     ):
         found += [f"{part.__name__}: {problem}" for problem in part(fleet, folded)]
-    found += fleet.loop.errors
     return found
 
 
@@ -90,20 +87,7 @@ def _ends(fleet: SimFleet, folded: Folded) -> Iterator[str]:
 
 def _states(fleet: SimFleet, folded: Folded) -> Iterator[str]:
     """What the engines wrote piece by piece is, byte for byte, what one fold gives."""
-    for name, fold in folded.folds.items():
-        stored = {number: dict(fields) for number, fields in fleet.stores[name].snapshot().items() if fields}
-        for number in sorted(stored.keys() | fold.fields.keys()):
-            there, here = stored.get(number, {}), fold.fields.get(number, {})
-            differ = sorted(
-                field for field in there.keys() | here.keys() if there.get(field) != here.get(field)
-            )
-            for field in differ[:MAX_SHOWN]:
-                was, due = _cut(there.get(field)), _cut(here.get(field))
-                yield f"{name}/{number} {field!r}: {was}, should be {due}"
-
-
-def _cut(value: bytes | None) -> str:
-    return repr(value if value is None or len(value) < 60 else value[:60] + b"...")
+    yield from differences(folded.folds, fleet.stores)
 
 
 def _outputs(fleet: SimFleet, folded: Folded) -> Iterator[str]:
@@ -226,7 +210,9 @@ def _answered(fleet: SimFleet, folded: Folded) -> Iterator[str]:
         if isinstance(fact.payload, TaskDone | TaskFailed)
     }
     void = {
-        (run.record.topic, run.record.partition, run.record.offset) for run in fleet.runs if run.outputs == 0
+        (run.record.topic, run.record.partition, run.record.offset)
+        for run in fleet.deliveries.runs
+        if run.outputs == 0
     }
     for record, task in _queued(fleet):
         at = (record.topic, record.partition, record.offset)
@@ -246,39 +232,3 @@ def _published(fleet: SimFleet, folded: Folded) -> Iterator[str]:
         named = Counter(edit for commit in commits for edit in commit.trailers.edits)
         yield from (f"{job_id} publishes {edit}, which is not live" for edit in named.keys() - live)
         yield from (f"{job_id} publishes {edit} {n} times" for edit, n in named.items() if n > 1)
-
-
-def _order(fleet: SimFleet, folded: Folded) -> Iterator[str]:
-    """One after the other for each key of a role, in the order of the queue.
-
-    A process that was killed, paused or put out of its group, or work that does not end when it is
-    cancelled, may go on while another process does the same; it does not count, as other checks see.
-    """
-    by_key: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
-    for run in fleet.runs:
-        by_key[run.role, run.record.partition, run.record.key].append(run)
-    for key, runs in by_key.items():
-        for position, run in enumerate(runs):
-            for later in runs[position + 1 :]:
-                overlap = run.end < 0 or later.start < run.end
-                over = run.process.disturbed or later.process.disturbed or run.cancelled
-                if overlap and not (over and run.process is not later.process):
-                    yield f"{key}: {_shown(run)} and {_shown(later)} ran at once"
-        yield from (f"{key}: {problem}" for problem in _queue_order(runs))
-
-
-def _queue_order(runs: list[Run]) -> Iterator[str]:
-    """A task starts only when all before it in the queue were started at least once."""
-    highest = -1
-    offsets = sorted({run.record.offset for run in runs})
-    for run in runs:
-        offset = run.record.offset
-        if offset > highest:
-            skipped = [one for one in offsets if highest < one < offset]
-            if skipped:
-                yield f"{_shown(run)} began before offset {skipped[0]}"
-            highest = offset
-
-
-def _shown(run: Run) -> str:
-    return f"offset {run.record.offset} in {run.process.instance}"

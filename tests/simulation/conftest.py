@@ -26,15 +26,12 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.fixture(scope="session")
-def verdict_of(request: pytest.FixtureRequest, pool: ProcessPoolExecutor) -> Callable[[int], Verdict]:
-    """The verdict on a seed; all seeds of this session are begun at once."""
-    runs: dict[int, Future[Verdict]] = {}
+def verdict_of(request: pytest.FixtureRequest, pool: ProcessPoolExecutor) -> Callable[[str, int], Verdict]:
+    """The verdict on a seed of a world; all that this session will ask for are begun at once."""
+    runs: dict[tuple[str, int], Future[Verdict]] = {}
     for item in request.session.items:
-        seed = (
-            item.callspec.params.get("seed")
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else None
-        )
-        if isinstance(seed, int):
-            runs[seed] = pool.submit(simulate, seed)
-    return lambda seed: runs[seed].result()
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        world, seed = params.get("world"), params.get("seed")
+        if isinstance(world, str) and isinstance(seed, int):
+            runs[world, seed] = pool.submit(simulate, world, seed)
+    return lambda world, seed: runs[world, seed].result()

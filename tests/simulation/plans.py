@@ -6,6 +6,7 @@ from random import Random
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_spec import HumanSpec, JobSpec, Pipeline, TaskKind, TaskSpec
 from tests.simulation.stubs import Moods, Repository
+from tests.simulation.world import Storm
 
 WORKSPACE = "w"
 EDITORS = ("alpha", "beta", "gamma")
@@ -40,12 +41,7 @@ class Plan:
     repository: Repository
     jobs: tuple[JobPlan, ...]
     moods: Moods
-    faults: int
-    """Faults that strike while the jobs run."""
-    calm_seconds: float
-    """Mean time between two faults."""
-    max_delay: float
-    abort_rate: float
+    storm: Storm
     twins: bool
     """Two processes of every kind, from the start."""
 
@@ -71,10 +67,12 @@ def plan_of(seed: int, *, stormy: bool = False) -> Plan:
         repository=repository,
         jobs=tuple(_job(random, number, editors, paths) for number in range(count)),
         moods=Moods(seconds=random.choice((0.3, 3.0))),
-        faults=0 if calm else random.randrange(15, 30) if stormy else random.randrange(1, 12),
-        calm_seconds=0.8 if stormy else 2.5,
-        max_delay=random.choice((0.0, 0.0, 0.5)),
-        abort_rate=0.0 if calm else random.choice((0.0, 0.02)),
+        storm=Storm(
+            faults=0 if calm else random.randrange(15, 30) if stormy else random.randrange(1, 12),
+            calm_seconds=0.8 if stormy else 2.5,
+            max_delay=random.choice((0.0, 0.0, 0.5)),
+            abort_rate=0.0 if calm else random.choice((0.0, 0.02)),
+        ),
         twins=random.random() < 0.4,
     )
 

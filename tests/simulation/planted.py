@@ -3,40 +3,51 @@
 Each is a mistake that was made, or is easily made, in an engine of this kind.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from codeconvoy.workers.engine import pool_engine
-from codeconvoy.workers.engine.bus import Committed, Consumer, Outgoing, Producer, Record, TopicPartition
+from codeconvoy.schemas.errors import Aborted, Undecodable
+from codeconvoy.workers.engine.attempts import At, Attempt, Attempts
+from codeconvoy.workers.engine.bus import (
+    Committed,
+    Consumer,
+    GroupToken,
+    Outgoing,
+    Producer,
+    Record,
+    TopicPartition,
+)
 from codeconvoy.workers.engine.fold_engine import FoldEngine
+from codeconvoy.workers.engine.lanes import Job, Lane, Lanes
 from codeconvoy.workers.engine.offsets import Offsets, encode
 from codeconvoy.workers.engine.pool_engine import PoolEngine
-from tests.simulation.fleet import Engines
+from codeconvoy.workers.engine.results import Result, Results
+from tests.simulation.engine_world import WENT_ON
+from tests.simulation.world import NEVER, Engines
+
+Offers = Mapping[TopicPartition, Committed | None]
+
+# The fold engine ----------------------------------------------------------------------------------
 
 
 class StateFirst(FoldEngine[Any]):
     """Writes the state before the outputs: a crash between the two loses the outputs."""
 
     async def _write(self, producer: Producer, consumer: Consumer, batches: dict[int, Any]) -> None:
-        batches = {number: batch for number, batch in batches.items() if number in self._partitions}
-        live = {
-            self._partitions[number].at: Committed(batch.position)
-            for number, batch in batches.items()
-            if batch.position >= self._partitions[number].live_from
-        }
-        for number, batch in batches.items():
-            await self._store_batch(self._partitions[number], batch)
-        outputs = [output for batch in batches.values() for output in batch.outputs]
-        if live or outputs:
-            await self._transaction(producer, consumer, outputs, live)
+        self._mine = {number: batch for number, batch in batches.items() if number in self._partitions}
+        await FoldEngine._store_states(self, self._mine)
+        await super()._write(producer, consumer, batches)
+
+    async def _store_states(self, batches: Mapping[int, Any]) -> None:
+        """Done already."""
 
 
 class LoudCatchUp(FoldEngine[Any]):
     """Writes outputs again for what was folded before its assignment."""
 
-    async def assigned(
-        self, committed: Mapping[TopicPartition, Committed | None]
-    ) -> Mapping[TopicPartition, int]:
+    async def assigned(self, committed: Offers) -> Mapping[TopicPartition, int]:
         starts = await super().assigned(committed)
         for partition in self._partitions.values():
             partition.live_from = partition.position
@@ -50,60 +61,316 @@ class BlindLoad(FoldEngine[Any]):
         return (await self._store.load(partition.at.partition, fields)).fields
 
 
+class BlindWrite(FoldEngine[Any]):
+    """Puts its state over whatever is stored."""
+
+    async def _store_states(self, batches: Mapping[int, Any]) -> None:
+        for number in batches:
+            self._partitions[number].position = await self._store.take(number, self._owner)
+        await super()._store_states(batches)
+
+
+class NeverLooks(FoldEngine[Any]):
+    """Does not notice that the state of an idle partition is gone."""
+
+    async def _see_kept(self, batches: Mapping[int, Any]) -> None:
+        """Nothing."""
+
+
+class LostOutputs(FoldEngine[Any]):
+    """Takes an aborted transaction for done."""
+
+    async def _transaction(
+        self,
+        producer: Producer,
+        consumer: Consumer,
+        outputs: Sequence[Outgoing],
+        offsets: Mapping[TopicPartition, Committed],
+    ) -> None:
+        with contextlib.suppress(Aborted):
+            await producer.transaction(outputs, offsets, self._group, await consumer.group_token())
+
+
+class LostWaits(FoldEngine[Any]):
+    """Forgets, when it takes a partition over, what waits for a time."""
+
+    async def assigned(self, committed: Offers) -> Mapping[TopicPartition, int]:
+        starts = await super().assigned(committed)
+        for at in committed:
+            self._partitions[at.partition].due.clear()
+        return starts
+
+
+class FoldSkipsUnknown(FoldEngine[Any]):
+    """Goes on over a record that a later version may be able to read."""
+
+    def _stop(self, partition: Any, record: Record, undecodable: Undecodable) -> None:
+        """Nothing."""
+
+
+# The pool engine ----------------------------------------------------------------------------------
+
+
 class AnyEpoch(PoolEngine):
     """Commits a result of an earlier assignment: its partition was away, and somebody else did it."""
 
-    def _is_current(self, record: Record, epoch: int) -> bool:
-        return record.partition in self._assigned
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._results.__class__ = AnyEpochResults
+
+
+class AnyEpochResults(Results):
+    def _is_current(self, result: Result) -> bool:
+        return result.job.record.partition in self._assigned
 
 
 class NoTombstone(PoolEngine):
     """Forgets a key while its task still runs."""
 
-    async def _cancel(self, keys: Sequence[pool_engine.Key], seconds: float | None) -> None:
-        for key in keys:
-            lane = self._lanes.pop(key, None)
-            if lane is not None and lane.running is not None:
-                lane.running.cancel()
-
-
-class GapOffsets(Offsets):
-    """Commits the highest offset that is done, not the lowest that is not."""
-
-    def commit(self) -> tuple[int, str]:
-        self.base = max([self.base, *(offset + 1 for offset in self.done)])
-        return self.base, encode(self.base, set())
+    async def _leave(self, partitions: Sequence[int], seconds: float | None) -> None:
+        self._lanes.clear(partitions)
+        for lane in list(self._lanes.in_flight(partitions)):
+            if lane.task is not None:
+                lane.task.cancel()
+                self._lanes.ended(lane, lane.task)
 
 
 class GapCommitted(PoolEngine):
     """Commits over a task that is not done."""
 
-    async def assigned(
-        self, committed: Mapping[TopicPartition, Committed | None]
-    ) -> Mapping[TopicPartition, int]:
+    async def assigned(self, committed: Offers) -> Mapping[TopicPartition, int]:
         starts = await super().assigned(committed)
         for at in committed:
             found = self._assigned[at.partition].offsets
-            self._assigned[at.partition].offsets = GapOffsets(found.base, found.done, found.skipped_to)
+            self._assigned[at.partition].offsets = GapOffsets(found.base, found.read_to, found.done)
         return starts
 
 
-class CommitFirst(PoolEngine):
+class GapOffsets(Offsets):
+    """Commits the highest offset that is done, not the lowest that is not."""
+
+    def point(self, also: Collection[int] = ()) -> Committed:
+        done = [offset + 1 for offset in self.done.union(also)]
+        base = max(self.base, *done, 0) if self.open.difference(also) else self.read_to
+        return Committed(base, encode(base, set()))
+
+
+class MapForgotten(PoolEngine):
+    """Does again what was done out of order."""
+
+    async def assigned(self, committed: Offers) -> Mapping[TopicPartition, int]:
+        return await super().assigned(
+            {at: Committed(found.offset) if found else None for at, found in committed.items()}
+        )
+
+
+class SplitCommit(PoolEngine):
+    """Outputs and offsets in two transactions."""
+
+    offsets_first: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._results.__class__ = SplitResults
+        self._results.offsets_first = self.offsets_first  # type: ignore[attr-defined]
+
+
+class SplitResults(Results):
+    offsets_first: bool
+
+    def open(self, producer: Producer, consumer: Consumer) -> None:
+        super().open(SplitProducer(producer, self.offsets_first), consumer)
+
+
+@dataclass
+class SplitProducer:
+    """Makes two transactions of one."""
+
+    inner: Producer
+    offsets_first: bool
+
+    async def transaction(
+        self,
+        outputs: Sequence[Outgoing],
+        offsets: Mapping[TopicPartition, Committed] | None = None,
+        group: str = "",
+        token: GroupToken | None = None,
+    ) -> None:
+        if self.offsets_first:
+            await self.inner.transaction((), offsets, group, token)
+        await self.inner.transaction(outputs)
+        if not self.offsets_first:
+            await self.inner.transaction((), offsets, group, token)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+class CommitFirst(SplitCommit):
     """Commits the offsets, and then writes the outputs."""
 
-    async def _transaction(
-        self, outputs: Sequence[Outgoing], offsets: Mapping[TopicPartition, Committed]
-    ) -> None:
-        await super()._transaction((), offsets)
-        await super()._transaction(outputs, {})
+    offsets_first = True
 
 
-PLANTED: Mapping[str, Engines] = {
-    "state before output": Engines(fold=StateFirst),
-    "outputs written again on catching up": Engines(fold=LoudCatchUp),
-    "somebody else's state loaded": Engines(fold=BlindLoad),
-    "result of an earlier assignment": Engines(pool=AnyEpoch),
-    "forgotten tombstone": Engines(pool=NoTombstone),
-    "gap committed": Engines(pool=GapCommitted),
-    "commit before produce": Engines(pool=CommitFirst),
+class ProduceFirst(SplitCommit):
+    """Writes the outputs, and then commits the offsets."""
+
+    offsets_first = False
+
+
+class RetryHoldsSlot(PoolEngine):
+    """A task that waits for its retry holds its slot."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lanes.__class__ = SlotLanes
+
+
+class SlotLanes(Lanes):
+    def again(self, lane: Lane, until: float) -> None:
+        super().again(lane, until)
+        self.running += 1
+
+    def _free(self, lane: Lane) -> None:
+        super()._free(lane)
+        self.running -= 1
+
+
+class NoOrder(PoolEngine):
+    """Begins a key's next task while one runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lanes.__class__ = HastyLanes
+
+
+class HastyLanes(Lanes):
+    def add(self, job: Job) -> None:
+        partition, offset = job.at
+        lane = self._lanes[partition, f"{job.record.key}/{offset}"] = Lane((partition, f"/{offset}"))
+        lane.waiting.append(job)
+        self.waiting += 1
+        self.bytes += len(job.record.value)
+        self._queue(lane)
+
+
+class CallsAgain(PoolEngine):
+    """Does a task again when its transaction was aborted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._results.__class__ = ForgetfulResults
+        self._results.lanes = self._lanes  # type: ignore[attr-defined]
+
+
+class ForgetfulResults(Results):
+    lanes: Lanes
+
+    async def _write(self, results: Sequence[Result], token: GroupToken) -> bool:
+        committed = await super()._write(results, token)
+        if not committed:
+            self._forget(results)
+            for result in results:
+                self.lanes.add(result.job)
+        return committed
+
+
+class OneHoldsAll(PoolEngine):
+    """Writes all together or not at all: an output that is refused holds the others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._results.__class__ = AllOrNothing
+
+
+class AllOrNothing(Results):
+    async def _pass(self) -> bool:
+        token = await self._token()
+        return token is not None and await self._write(self._waiting, token)
+
+
+class PoolSkipsUnknown(PoolEngine):
+    """Goes on over a record that a later version may be able to read."""
+
+    def _stop(self, job: Job, undecodable: Undecodable) -> None:
+        self._results.add(Result(job, ()))
+
+
+class NotCounted(PoolEngine):
+    """Does not count a start before it: what kills its process is begun for ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "attempts": Uncounted(kwargs["attempts"])})
+
+
+@dataclass
+class Uncounted:
+    """Notes nothing."""
+
+    inner: Attempts
+
+    async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
+        return {}
+
+    async def note(self, at: At, attempt: Attempt) -> None:
+        """Nothing."""
+
+    async def strike_out(self, done: Sequence[At]) -> None:
+        """Nothing."""
+
+
+class BystandersCount(PoolEngine):
+    """Holds a death against everything that was in flight."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "attempts": AlwaysAlone(kwargs["attempts"])})
+
+
+@dataclass
+class AlwaysAlone:
+    """Takes every death for one alone."""
+
+    inner: Attempts
+
+    async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
+        found = await self.inner.begin(starts)
+        return {at: attempt.in_flight(alone=True) for at, attempt in found.items()}
+
+    async def note(self, at: At, attempt: Attempt) -> None:
+        await self.inner.note(at, attempt)
+
+    async def strike_out(self, done: Sequence[At]) -> None:
+        await self.inner.strike_out(done)
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A bug, and by which checks it shows: what breaks everything would teach nothing."""
+
+    engines: Engines
+    shows: Sequence[str]
+
+
+PLANTED: Mapping[str, Bug] = {
+    "state before output": Bug(Engines(fold=StateFirst), ["_counts"]),
+    "outputs written again on catching up": Bug(Engines(fold=LoudCatchUp), ["_counts"]),
+    "somebody else's state loaded": Bug(Engines(fold=BlindLoad), ["_counts", "_states"]),
+    "state written over somebody else's": Bug(Engines(fold=BlindWrite), ["_counts", "_states"]),
+    "lost state of an idle partition": Bug(Engines(fold=NeverLooks), ["_states"]),
+    "aborted outputs forgotten": Bug(Engines(fold=LostOutputs), ["_counts"]),
+    "waits forgotten": Bug(Engines(fold=LostWaits), [NEVER]),
+    "unknown schema skipped by a fold": Bug(Engines(fold=FoldSkipsUnknown), [WENT_ON]),
+    "result of an earlier assignment": Bug(Engines(pool=AnyEpoch), ["_effects"]),
+    "forgotten tombstone": Bug(Engines(pool=NoTombstone), ["_one_at_a_time"]),
+    "gap committed": Bug(Engines(pool=GapCommitted), ["_effects"]),
+    "done offsets forgotten": Bug(Engines(pool=MapForgotten), ["_nothing_twice", "_effects"]),
+    "commit before produce": Bug(Engines(pool=CommitFirst), ["_effects"]),
+    "produce before commit": Bug(Engines(pool=ProduceFirst), ["_effects"]),
+    "retry holding the slot": Bug(Engines(pool=RetryHoldsSlot), [NEVER]),
+    "two tasks of a key at once": Bug(Engines(pool=NoOrder), ["_one_at_a_time"]),
+    "call repeated after an abort": Bug(Engines(pool=CallsAgain), ["_nothing_twice"]),
+    "refused output holding a group commit": Bug(Engines(pool=OneHoldsAll), [NEVER]),
+    "unknown schema skipped by a pool": Bug(Engines(pool=PoolSkipsUnknown), [WENT_ON]),
+    "start not counted": Bug(Engines(pool=NotCounted), [NEVER]),
+    "bystander dead-lettered": Bug(Engines(pool=BystandersCount), ["_bystanders"]),
 }

@@ -6,15 +6,17 @@ it left open is noticed by the broker only after a while.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from codeconvoy.schemas.errors import Unavailable
+from codeconvoy.schemas.errors import PartitionLost, Unavailable
+from codeconvoy.workers.engine.attempts import At, Attempt, Attempts
 from codeconvoy.workers.engine.memory_bus import MemoryBus
 from codeconvoy.workers.engine.state import Loaded, MemoryStore, StateStore, Write
+from tests.simulation.services import Notes
 
 CURRENT: ContextVar["SimProcess | None"] = ContextVar("process", default=None)
 """The process whose code runs."""
@@ -36,6 +38,11 @@ class Weather:
     store_fails: float = 0.0
     """Share of the calls of a store that fail; some of those after they took effect."""
     broker_fails: float = 0.0
+    points: int = 0
+    """How many points all processes have come to."""
+    strike_at: int = 0
+    """The point at which the process that comes to it is struck; 0 is none."""
+    strike: "Callable[[SimProcess], None]" = lambda process: None
 
 
 @dataclass(slots=True, eq=False)
@@ -47,9 +54,12 @@ class SimProcess:
     weather: Weather
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     bus: MemoryBus = field(init=False)
+    when_killed: "Callable[[SimProcess], None]" = lambda process: None
+    begins: set[tuple[str, int, int]] = field(default_factory=set)
+    """Role, partition and offset of tasks that are noted as begun, and about to begin."""
+    interrupted: set[tuple[str, int, int]] = field(default_factory=set)
+    """Tasks that were cancelled while their end was being noted."""
     dead: bool = False
-    disturbed: bool = False
-    """It was killed, paused, or put out of its groups: another one may do its tasks meanwhile."""
     _fuse: int = 0
     _step: str = ""
     _notice: float = 0.0
@@ -69,6 +79,10 @@ class SimProcess:
         """The process touches the world here, or would have."""
         random = self.weather.random
         self._see_alive()
+        self.weather.points += 1
+        if self.weather.points == self.weather.strike_at:
+            self.weather.strike(self)
+            self._see_alive()
         await asyncio.sleep(random.random() if random.random() < SLOW_POINTS else 0)
         while self._resumed is not None:
             await asyncio.wait([self._resumed])
@@ -87,7 +101,9 @@ class SimProcess:
 
     def kill(self, notice: float) -> None:
         """SIGKILL. The broker notices so many seconds later."""
-        self.dead = self.disturbed = True
+        if not self.dead:
+            self.when_killed(self)
+        self.dead = True
         self.bus.kill(after=notice)
         here = asyncio.current_task()
         for task in self._tasks:
@@ -101,7 +117,6 @@ class SimProcess:
 
     def pause(self) -> None:
         """SIGSTOP."""
-        self.disturbed = True
         if self._resumed is None:
             self._resumed = asyncio.get_running_loop().create_future()
 
@@ -111,14 +126,42 @@ class SimProcess:
             self._resumed.set_result(None)
             self._resumed = None
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it will go on later."""
+        return self._resumed is not None
+
     def expel(self) -> None:
         """Its session times out, though it lives."""
-        self.disturbed = True
         self.bus.expel(self.instance)
 
     def store(self, inner: MemoryStore) -> StateStore:
         """A store as this process sees it."""
         return SimStore(self, inner)
+
+    def attempts(self, notes: Notes) -> Attempts:
+        """The notes of begun tasks as this process sees them."""
+        return SimAttempts(self, notes)
+
+
+class Connection:
+    """What one process has to a store: it fails before the store has done something, or after."""
+
+    def __init__(self, process: SimProcess, name: str) -> None:
+        self._process, self._name = process, name
+
+    async def before(self, name: str) -> None:
+        await self._process.point(f"{self._name}.{name}")
+        self._fail()
+
+    async def after(self, name: str) -> None:
+        self._fail()
+        await self._process.point(f"{self._name}.{name}.done")
+
+    def _fail(self) -> None:
+        weather = self._process.weather
+        if weather.random.random() < weather.store_fails / 2:
+            raise Unavailable("store", "it is away", "Wait")
 
 
 class SimStore:
@@ -126,40 +169,75 @@ class SimStore:
 
     def __init__(self, process: SimProcess, inner: MemoryStore) -> None:
         self._process, self._inner = process, inner
-
-    async def _before(self, name: str) -> None:
-        await self._process.point(f"store.{name}")
-        self._fail(2)
-
-    async def _after(self, name: str) -> None:
-        self._fail(2)
-        await self._process.point(f"store.{name}.done")
-
-    def _fail(self, parts: int) -> None:
-        weather = self._process.weather
-        if weather.random.random() < weather.store_fails / parts:
-            raise Unavailable("store", "it is away", "Wait")
+        self._to = Connection(process, "store")
 
     async def take(self, partition: int, owner: str) -> int:
-        await self._before("take")
+        await self._to.before("take")
         found = await self._inner.take(partition, owner)
-        await self._after("take")
+        await self._to.after("take")
         return found
 
     async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
-        await self._before("load")
+        await self._to.before("load")
         found = await self._inner.load(partition, fields)
-        await self._after("load")
+        await self._to.after("load")
         return found
 
     async def commit(self, owner: str, writes: Sequence[Write]) -> None:
-        await self._before("commit")
-        await self._inner.commit(owner, writes)
-        await self._after("commit")
+        await self._to.before("commit")
+        lost: PartitionLost | None = None
+        for number, write in enumerate(writes):
+            if number:
+                # Who dies here has written some of the partitions.
+                await self._process.point("store.commit.next")
+            try:
+                await self._inner.commit(owner, [write])
+            except PartitionLost as error:
+                lost = error
+        if lost is not None:
+            raise lost
+        await self._to.after("commit")
 
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
-        await self._before("scan")
+        await self._to.before("scan")
         found = [item async for item in self._inner.scan(partition, prefix)]
-        await self._after("scan")
+        await self._to.after("scan")
         for item in found:
             yield item
+
+
+class SimAttempts:
+    """The notes at the other end of a connection of one process."""
+
+    def __init__(self, process: SimProcess, notes: Notes) -> None:
+        self._process, self._notes = process, notes
+        self._to = Connection(process, "attempts")
+
+    async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
+        await self._to.before("begin")
+        found = await self._notes.kept.begin(starts)
+        await self._begin("begin", [at for at in starts if at not in found])
+        return found
+
+    async def note(self, at: At, attempt: Attempt) -> None:
+        try:
+            await self._to.before("note")
+            await self._notes.kept.note(at, attempt)
+            await self._begin("note", [at] if attempt.alone else [])
+        except asyncio.CancelledError:
+            self._process.interrupted.add((self._process.kind, *at))
+            raise
+
+    async def strike_out(self, done: Sequence[At]) -> None:
+        await self._to.before("strike_out")
+        await self._notes.kept.strike_out(done)
+        await self._to.after("strike_out")
+
+    async def _begin(self, name: str, starts: Sequence[At]) -> None:
+        places = {(self._process.kind, *at) for at in starts}
+        self._process.begins |= places
+        try:
+            await self._to.after(name)
+        except Unavailable:
+            self._process.begins -= places
+            raise

@@ -1,184 +1,137 @@
 """Reads a seed, writes a verdict: one whole simulation, from the first process to the last check."""
 
 import asyncio
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
-from codeconvoy.schemas.job_facts import JobFact, JobFinished
-from codeconvoy.workers.detector import NAME as DETECTOR
-from codeconvoy.workers.detector import Detector, DetectorState
-from codeconvoy.workers.engine.bus import TopicPartition
-from codeconvoy.workers.engine.memory_broker import Outcome
-from codeconvoy.workers.engine.state import OFFSET
-from codeconvoy.workers.projector import FILES
-from tests.simulation.checks import problems
-from tests.simulation.faults import Chaos
-from tests.simulation.fleet import CODEC, Engines, SimFleet
+from tests.simulation.checks import problems as fleet_problems
+from tests.simulation.engine_checks import engine_problems
+from tests.simulation.engine_plans import engine_plan_of, tiny_plan
+from tests.simulation.engine_world import EngineWorld
+from tests.simulation.faults import STRIKES, Chaos
+from tests.simulation.fleet import SimFleet
 from tests.simulation.loop import SimulationLoop, Stuck
 from tests.simulation.plans import plan_of
 from tests.simulation.process import Killed, SimProcess
-from tests.simulation.refold import refold
+from tests.simulation.world import Engines, World
 
-MAX_STEPS = 3_000_000
-END_SECONDS = 1_500.0
-"""Virtual time in which every job has to end."""
-STOP_SECONDS = 60.0
-QUIET_LOOKS = 3
-LOOK_SECONDS = 2.0
+MAX_STEPS = 300_000
+END_SECONDS = 1_000.0
+"""Virtual time in which everything has to be done, and to come to rest."""
+SEED_VARIABLE = "CONVOY_SIM_SEED"
+WORLD_VARIABLE = "CONVOY_SIM_WORLD"
+
+Checked = tuple[World, Callable[[], list[str]]]
+"""A world, and what finds all that is wrong in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What became of one seed."""
 
+    world: str
     seed: int
     problems: tuple[str, ...]
     struck: tuple[str, ...]
     """The faults, with their times."""
     digest: str
     """Of every record of every topic, and of every state."""
-    statuses: tuple[str, ...]
+    ends: tuple[str, ...]
     seconds: float
     """Virtual ones."""
     steps: int
+    points: int
+    """How often a process came to where it can be killed."""
 
     def report(self) -> str:
         """For whoever reads the failure of a test."""
-        lines = [f"seed {self.seed}: {', '.join(self.statuses)} after {self.seconds:.0f} virtual seconds"]
+        ends = ", ".join(self.ends)
+        lines = [f"{self.world}, seed {self.seed}: {ends} after {self.seconds:.0f} virtual seconds"]
         lines += [f"  problem: {problem}" for problem in self.problems[:20]]
         lines += [f"  fault: {fault}" for fault in self.struck]
-        lines.append(f"replay: CONVOY_SIM_SEED={self.seed} pytest tests/simulation -k replay")
+        lines.append(
+            f"replay: {WORLD_VARIABLE}={self.world} {SEED_VARIABLE}={self.seed} "
+            "pytest tests/simulation -k replay"
+        )
         return "\n".join(lines)
 
 
 def simulate(
-    seed: int, engines: Engines | None = None, *, stormy: bool = False, end_seconds: float = END_SECONDS
+    world: str,
+    seed: int,
+    engines: Engines | None = None,
+    *,
+    stormy: bool = False,
+    end_seconds: float = END_SECONDS,
 ) -> Verdict:
-    """Run one seed to its end, and check what is left.
+    """Run one seed of a world to its end, and check what is left.
 
     Args:
+        world: which of `WORLDS`.
         seed: decides everything.
         engines: other engines than the real ones.
         stormy: many faults, whatever the seed says.
-        end_seconds: virtual time in which every job has to end, and the fleet to come to rest.
+        end_seconds: virtual time in which everything has to be done, and to come to rest.
     """
-    plan = plan_of(seed, stormy=stormy)
+    order = "a tiny world" if world in STRIKES else str(seed)
     # A loop without IO leaves the methods for IO out.
     loop = SimulationLoop(  # type: ignore[abstract]
-        Random(f"loop {seed}"), MAX_STEPS, SimProcess.track, lambda error: isinstance(error, Killed)
+        Random(f"loop {order}"), MAX_STEPS, SimProcess.track, lambda error: isinstance(error, Killed)
     )
-    fleet = SimFleet(plan, loop, engines or Engines())
-    chaos = Chaos(fleet)
+    here, problems = WORLDS[world](seed, loop, engines or Engines(), stormy)
+    chaos = Chaos(here)
     try:
-        loop.run_until_complete(_live(fleet, chaos, end_seconds))
+        loop.run_until_complete(_live(here, chaos, end_seconds))
     except Stuck as stuck:
-        fleet.problems.append(str(stuck))
+        here.problems.append(str(stuck))
     finally:
         loop.close()
     return Verdict(
+        world=world,
         seed=seed,
-        problems=tuple(problems(fleet)),
+        problems=(*here.problems, *here.deliveries.problems, *problems(), *loop.errors),
         struck=tuple(chaos.struck),
-        digest=digest(fleet),
-        statuses=tuple(str(payload.status) for payload in JobWatch(fleet).look()),
+        digest=here.digest(),
+        ends=tuple(here.ends()),
         seconds=loop.time(),
         steps=loop.steps,
+        points=here.weather.points,
     )
 
 
-async def _live(fleet: SimFleet, chaos: Chaos, seconds: float) -> None:
-    await fleet.start()
-    await asyncio.gather(fleet.submit_all(), chaos.strike(fleet.plan.faults))
-    watch = JobWatch(fleet)
-    ended = await _until(fleet, seconds, lambda: len(watch.look()) >= len(fleet.plan.jobs))
-    if ended and await _quiet(fleet, seconds):
-        await fleet.stop(STOP_SECONDS)
-    else:
-        fleet.problems.append("it never came to rest")
-    await fleet.abandon()
+async def _live(world: World, chaos: Chaos, seconds: float) -> None:
+    await world.start()
+    try:
+        await asyncio.wait_for(asyncio.gather(world.work(), chaos.strike()), seconds)
+    except TimeoutError:
+        world.problems.append("its work could not be brought in")
+    await world.rest(seconds)
 
 
-async def _until(fleet: SimFleet, seconds: float, done: Callable[[], bool]) -> bool:
-    deadline = fleet.loop.time() + seconds
-    while not done():
-        if fleet.loop.time() > deadline:
-            return False
-        await asyncio.sleep(LOOK_SECONDS)
-    return True
+def _fleet(seed: int, loop: SimulationLoop, engines: Engines, stormy: bool) -> Checked:
+    fleet = SimFleet(plan_of(seed, stormy=stormy), loop, engines)
+    return fleet, partial(fleet_problems, fleet)
 
 
-async def _quiet(fleet: SimFleet, seconds: float) -> bool:
-    """Wait until nothing is written any more, all of it is folded, and no claim is open."""
-    before, looks = -1, 0
-    deadline = fleet.loop.time() + seconds
-    while looks < QUIET_LOOKS:
-        if fleet.loop.time() > deadline:
-            return False
-        await asyncio.sleep(LOOK_SECONDS)
-        size = sum(len(log.entries) for log in fleet.broker.logs.values())
-        looks = looks + 1 if size == before and _folded(fleet) else 0
-        before = size
-        if looks == QUIET_LOOKS and _claimed(fleet):
-            looks = 0
-    return True
+def _engines(seed: int, loop: SimulationLoop, engines: Engines, stormy: bool) -> Checked:
+    world = EngineWorld(engine_plan_of(seed, stormy=stormy), loop, engines)
+    return world, partial(engine_problems, world)
 
 
-def _folded(fleet: SimFleet) -> bool:
-    """Every store stands at the end of its log."""
-    for name, store in fleet.stores.items():
-        topic = fleet.topics.events if name in (FILES, DETECTOR) else fleet.topics.jobs
-        snapshot = store.snapshot()
-        for number in range(fleet.topics.partitions):
-            end = len(fleet.broker.logs[TopicPartition(topic, number)].entries)
-            if int(snapshot.get(number, {}).get(OFFSET, b"0")) != end:
-                return False
-    return True
+def _at_point(
+    strike: Callable[[SimProcess], None], point: int, loop: SimulationLoop, engines: Engines, stormy: bool
+) -> Checked:
+    """A tiny world, struck once: at this point of whichever process comes to it."""
+    world = EngineWorld(tiny_plan(), loop, engines)
+    world.weather.strike_at, world.weather.strike = point, strike
+    return world, partial(engine_problems, world)
 
 
-def _claimed(fleet: SimFleet) -> bool:
-    states = refold(Detector(CODEC, fleet.topics), fleet.broker).states.values()
-    return any(isinstance(state, DetectorState) and state.history.claim is not None for state in states)
-
-
-class JobWatch:
-    """Looks for the ends of jobs on the jobs log, and never twice at the same record."""
-
-    def __init__(self, fleet: SimFleet) -> None:
-        self._broker, self._topic = fleet.broker, fleet.topics.jobs
-        self._seen: dict[TopicPartition, int] = {}
-        self.found: list[JobFinished] = []
-
-    def look(self) -> list[JobFinished]:
-        """All ends so far."""
-        for number in range(self._broker.topics.get(self._topic, 0)):
-            at = TopicPartition(self._topic, number)
-            log = self._broker.logs[at]
-            end = min([len(log.entries), *log.first_of_open])
-            for entry in log.entries[self._seen.get(at, 0) : end]:
-                if entry.record is None or entry.transaction.outcome is not Outcome.COMMITTED:
-                    continue
-                payload = CODEC.decode(entry.record.value, JobFact).payload
-                self.found += [payload] if isinstance(payload, JobFinished) else []
-            self._seen[at] = end
-        return self.found
-
-
-def digest(fleet: SimFleet) -> str:
-    """Hex digest of all that the fleet left behind."""
-    sha = hashlib.sha256()
-    for part in _left(fleet):
-        sha.update(part)
-    return sha.hexdigest()
-
-
-def _left(fleet: SimFleet) -> Iterator[bytes]:
-    for at, log in fleet.broker.logs.items():
-        for offset, entry in enumerate(log.entries):
-            yield f"{at} {offset} {entry.transaction.outcome} {entry.visible_at}".encode()
-            if entry.record is not None:
-                yield f"{entry.record.key} {entry.record.timestamp} {entry.record.headers}".encode()
-                yield entry.record.value
-    for name, store in fleet.stores.items():
-        yield f"{name} {store.snapshot()}".encode()
+WORLDS: Mapping[str, Callable[[int, SimulationLoop, Engines, bool], Checked]] = {
+    "fleet": _fleet,
+    "engines": _engines,
+} | {name: partial(_at_point, strike) for name, strike in STRIKES.items()}
+"""What can be simulated, by the name that selects it. Where a tiny world is struck at a point, the
+number of the point is the seed."""

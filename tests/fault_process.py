@@ -9,6 +9,7 @@ around the Kafka client's transactional producer there is a look at the trap, an
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -52,6 +53,8 @@ class Sprung:
     name: str
     signal: Signals
     pid: int
+    at: int
+    """Nanoseconds of the monotonic clock."""
 
 
 class Traps:
@@ -61,11 +64,11 @@ class Traps:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def set(self, name: str, step: Step, signal: Signals, time: int = 1) -> None:
-        """At the `time`-th `step` from now on the process sends itself the signal."""
+    def set(self, name: str, step: Step, signal: Signals, nth: int = 1) -> None:
+        """At the `nth` `step` from now on the process sends itself the signal."""
         file = self._file(name)
         partial = file.with_name(f".{file.name}")
-        partial.write_text(f"{step} {time} {signal.value}")
+        partial.write_text(f"{step} {nth} {signal.value}")
         partial.rename(file)
 
     def remove(self, name: str) -> None:
@@ -76,11 +79,11 @@ class Traps:
         """Those that have done their work."""
         found = []
         for file in self.directory.glob("sprung-*"):
-            process, pid = file.name.removeprefix("sprung-").rsplit("-", 1)
+            process, pid, at = file.name.removeprefix("sprung-").rsplit("-", 2)
             role, _, instance = process.rpartition(".")
             number = instance.removeprefix("test-")
-            number_of = int(file.read_text().split()[2])
-            found.append(Sprung(role if number == "0" else f"{role}/{number}", Signals(number_of), int(pid)))
+            signal = Signals(int(file.read_text().split()[2]))
+            found.append(Sprung(role if number == "0" else f"{role}/{number}", signal, int(pid), int(at)))
         return found
 
     def _file(self, name: str) -> Path:
@@ -111,8 +114,9 @@ class Trap:
         if left > 1:
             self._file.write_text(f"{wanted} {left - 1} {number}")
             return
-        self._file.rename(self._file.with_name(f"sprung-{self._file.name}-{os.getpid()}"))
-        os.kill(os.getpid(), number)
+        pid = os.getpid()
+        self._file.rename(self._file.with_name(f"sprung-{self._file.name}-{pid}-{time.monotonic_ns()}"))
+        os.kill(pid, number)
 
     def _read(self) -> tuple[str, int, int]:
         try:

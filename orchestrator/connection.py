@@ -15,6 +15,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet
 from codeconvoy.orchestrator.settings import Settings
@@ -163,6 +164,9 @@ def open_redis(url: str) -> Redis:
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=REDIS_SECONDS,
+            # With them, redis-py 8.1 does not look whether a connection that it kept was closed meanwhile:
+            # long after a restart of Redis each one that is left would fail somebody's command.
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
     except ValueError as error:
         # The URL may hold a password, and so may the error's text.

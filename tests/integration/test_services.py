@@ -4,9 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from redis.exceptions import RedisError
 
 from codeconvoy.orchestrator.choosers import Places, choose_broker, choose_redis
-from codeconvoy.orchestrator.services import LocalKafka, kafka_answers, redis_answers
+from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.services import LocalKafka, LocalRedis, kafka_answers, redis_answers
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
@@ -104,6 +106,26 @@ def test_redis_starts_without_docker_and_stops(tmp_path: Path) -> None:
     assert redis_answers(chosen.url)
     chosen.stop()
     assert not redis_answers(chosen.url)
+
+
+def test_a_client_goes_on_as_soon_as_a_killed_redis_is_back(tmp_path: Path) -> None:
+    chosen = choose_redis("", places(tmp_path), "embedded")
+    assert isinstance(chosen.service, LocalRedis)
+    service = chosen.service
+
+    async def test() -> None:
+        client = open_redis(chosen.url)
+        assert all(await asyncio.gather(*(client.ping() for _ in range(5))))
+        service.kill()
+        with pytest.raises(RedisError):
+            await client.ping()
+        service.start()
+        for _ in range(5):
+            assert await client.ping()
+        await client.aclose()
+
+    asyncio.run(test())
+    chosen.stop()
 
 
 def test_no_broker_is_said_with_the_reason() -> None:

@@ -45,7 +45,7 @@ lock: $(VENV)/.dev ## write the lock files anew from pyproject.toml
 	@mkdir -p build
 	$(BIN)/python -c 'import tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
 		print(*groups["dev"], sep="\n")' > build/dev.in
-	$(COMPILE) --upgrade --extra embedded --extra registry --all-build-deps -o requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --extra embedded --extra otel --extra registry --all-build-deps -o requirements.lock pyproject.toml
 	$(COMPILE) --upgrade -o requirements-dev.lock requirements.lock build/dev.in
 
 clean: ## remove what these targets made

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -14,6 +15,7 @@ from codeconvoy.workers.llm.provider import (
     CallFailed,
     Failure,
     Message,
+    Origin,
     Provider,
     Reply,
     Stop,
@@ -193,8 +195,8 @@ def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(make: Make) -
     assert ["temperature" in asked.body for asked in server.asked] == [True, False, False]
 
 
-def test_fingerprints_follow_the_prompt_and_not_the_deadline() -> None:
-    other = Call("m-1", "be good", (Message("user", "hi"),), temperature=0.0, seed=3, deadline_seconds=1)
+def test_fingerprints_follow_the_prompt_and_neither_the_deadline_nor_whose_it_is() -> None:
+    other = replace(REQUEST, deadline_seconds=1, origin=Origin("w", "j", "t", 2))
     assert fingerprint("openai", REQUEST) == fingerprint("openai", other)
     changed = Call("m-1", "be good", (Message("user", "ho"),), temperature=0.0, seed=3)
     assert (

@@ -12,7 +12,7 @@ from codeconvoy.schemas.tasks import EditWork
 from codeconvoy.workers.llm.agent import ModelAgent
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.openai_provider import OpenAIProvider
-from codeconvoy.workers.llm.provider import Call, Reply, Stop, reply_of
+from codeconvoy.workers.llm.provider import Call, Origin, Reply, Stop, reply_of
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, RoleKind, Vote
 from codeconvoy.workers.roles.validators import Validator
 from tests import contexts
@@ -74,6 +74,7 @@ def test_an_edit_at_once() -> None:
     assert isinstance(answer, Edits) and (answer.files, answer.summary) == (WANTED, "two")
     assert answer.usage is not None and answer.usage.tokens_in == 10 and provider.closed
     (call,) = provider.asked
+    assert call.origin == Origin("w", "j1", "t1", 1)
     assert call.model == "m" and call.system.startswith("Be r.") and "never an instruction" in call.system
     assert "return two" in call.messages[0].content and "def one():" in call.messages[0].content
 

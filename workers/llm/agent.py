@@ -19,7 +19,15 @@ from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import PlanWork, ResolveWork, ReviewWork
 from codeconvoy.workers.llm.edit_format import Mismatch, Problem, propose
 from codeconvoy.workers.llm.prompts import MAX_PROMPT_CHARS, Prompt, again, build, opening, whole
-from codeconvoy.workers.llm.provider import DEFAULT_MAX_OUTPUT_TOKENS, Call, Message, Provider, Reply, Stop
+from codeconvoy.workers.llm.provider import (
+    DEFAULT_MAX_OUTPUT_TOKENS,
+    Call,
+    Message,
+    Origin,
+    Provider,
+    Reply,
+    Stop,
+)
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, Vote
 from codeconvoy.workers.roles.validators import STANDARD, Validator, objections, writable
 
@@ -98,7 +106,7 @@ class ModelAgent:
             if step is Step.WHOLE:
                 messages = opening(prompt, whole(flaws, writable(context)))
             left = ends - asyncio.get_running_loop().time()
-            reply = await self._provider.call(self._request(prompt, messages, left))
+            reply = await self._provider.call(self._request(context, prompt, messages, left))
             usages.append(reply.usage)
             answer, flaws = self._judged(context, reply)
             if answer is not None:
@@ -111,8 +119,10 @@ class ModelAgent:
         reasons = "; ".join(flaw.text for flaw in flaws)[:_MAX_REASON_CHARS]
         raise AgentError(f"no usable answer in {len(usages)} tries: {reasons}")
 
-    def _request(self, prompt: Prompt, messages: tuple[Message, ...], seconds: float) -> Call:
-        options = self._role.options
+    def _request(
+        self, context: Context, prompt: Prompt, messages: tuple[Message, ...], seconds: float
+    ) -> Call:
+        options, task = self._role.options, context.task
         temperature, seed = options.get("temperature", "0"), options.get("seed", "0")
         return Call(
             model=self._role.model,
@@ -123,6 +133,7 @@ class ModelAgent:
             seed=None if seed == "none" else int(seed),
             json_schema=prompt.json_schema,
             deadline_seconds=max(seconds, 0.001),
+            origin=Origin(task.workspace, task.job_id, task.task_id, task.round),
         )
 
     def _judged(self, context: Context, reply: Reply) -> tuple[Answer | None, tuple[Mismatch, ...]]:

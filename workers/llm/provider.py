@@ -32,6 +32,16 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose call it is: for the account and for the record, never a part of the prompt."""
+
+    workspace: str
+    job_id: str
+    task_id: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One prompt to one model."""
 
@@ -47,6 +57,7 @@ class Call:
     """The reply must be JSON of this schema: objects closed, every property required."""
     deadline_seconds: float = 120.0
     """For the whole call, not for one read."""
+    origin: Origin | None = None
 
 
 class Stop(StrEnum):
@@ -129,7 +140,7 @@ class Provider(Protocol):
 
 def fingerprint(provider: str, request: Call) -> str:
     """Hex SHA-256 over provider, model, messages and parameters: equal for equal prompts."""
-    said = (provider, replace(request, deadline_seconds=0.0))
+    said = (provider, replace(request, deadline_seconds=0.0, origin=None))
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 

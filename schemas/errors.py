@@ -91,6 +91,10 @@ class AgentError(ConvoyError):
         self.reason, self.retryable = reason, retryable
 
 
+class OverBudget(AgentError):
+    """What is left of the job's budget is less than the next model call may cost, and stays so."""
+
+
 class Unencodable(ConvoyError):
     """A record of our own that no reader would take: it was not written. Never garbage that was read."""
 

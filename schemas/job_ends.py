@@ -2,7 +2,8 @@
 
 A job is over when every unit has ended, no task is open and no conflict of its files is. Then its
 check runs, its work is published, and it finishes. One that is cancelled or out of time publishes
-what was accepted so far.
+what was accepted so far. One whose budget is used up dispatches nothing more; it publishes once the
+tasks in flight, which are paid for, have ended.
 
     status            when
     succeeded         every unit is done, and the check (if any) passed
@@ -14,6 +15,7 @@ what was accepted so far.
 import msgspec
 
 from codeconvoy.schemas import ids
+from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_facts import JobFinished, JobStatus, Published, Result
 from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE, Happening, Stage, TaskStatus, Unit, transition
 from codeconvoy.schemas.job_step import MAX_END_CHARS, Say, Step
@@ -34,7 +36,17 @@ def end_if_over(step: Step) -> None:
             return
         status, reason = _outcome(step)
         step.ends(status, reason)
+    elif job.ends_as is JobStatus.BUDGET_EXHAUSTED and (step.open_tasks or _is_joining(step)):
+        return
     _publish(step)
+
+
+def _is_joining(step: Step) -> bool:
+    """True while heads are being joined by somebody who will not be waited for in vain: no person."""
+    return any(
+        file.forked if file.conflict is None else file.conflict.strategy is not Strategy.HUMAN
+        for file in step.files.values()
+    )
 
 
 def _check(step: Step) -> bool:
@@ -137,7 +149,7 @@ def _finish(step: Step, branch: str, commit: str) -> None:
 
 def give_up(step: Step, status: JobStatus, reason: str) -> None:
     """End the job now: what is open is voided, what was accepted is published."""
-    if step.job.ends_as is not None:
+    if step.job.status is not JobStatus.RUNNING:
         return
     step.ends(status, reason)
     for task_id, state in list(step.tasks.items()):
@@ -150,3 +162,4 @@ def give_up(step: Step, status: JobStatus, reason: str) -> None:
             step.put_task(
                 task_id, msgspec.structs.replace(state, status=cancelled, deadline=0, reason=reason)
             )
+    _publish(step)

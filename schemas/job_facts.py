@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from codeconvoy.schemas.budget import Amounts
 from codeconvoy.schemas.events import LineRange, Strategy, Tried, Usage
 from codeconvoy.schemas.job_spec import JobSpec, TaskSpec
 
@@ -193,6 +194,26 @@ class TaskFailed(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codec
     agent_id: str
     reason: str
     retryable: bool = False
+    over_budget: bool = False
+    """The job's budget leaves nothing for this task, and never will."""
+
+
+class CallBegun(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.CallBegun"):
+    """A model is about to be called for a job with a budget: nothing was sent before this was written."""
+
+    call_id: str
+    task_id: str
+    round: int
+    worst: Amounts
+    """The most that all attempts of the call can cost."""
+
+
+class CallEnded(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.CallEnded"):
+    """A call that has begun is over; a call of which this never comes counts in full."""
+
+    call_id: str
+    spent: Amounts
+    """An attempt whose outcome is not known counts in full."""
 
 
 class EventJudged(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.EventJudged"):
@@ -279,6 +300,8 @@ FactPayload = (
     | FileForked
     | FileSettled
     | JobFinished
+    | CallBegun
+    | CallEnded
 )
 
 

@@ -10,10 +10,12 @@ the same.
 
 import msgspec
 
-from codeconvoy.schemas import ids
+from codeconvoy.schemas import budget, ids
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_ends import end_if_over, give_up, on_published
 from codeconvoy.schemas.job_facts import (
+    CallBegun,
+    CallEnded,
     CancelRequested,
     Checked,
     DeadlinePassed,
@@ -74,6 +76,8 @@ def fold(job: JobState, fact: JobFact) -> tuple[JobState, tuple[Command, ...]]:
             on_submitted(step, payload, fact.timestamp)
     elif job.spec is None:
         pass
+    elif isinstance(payload, CallBegun | CallEnded):
+        _on_call(step, payload, fact.timestamp)
     elif job.ended:
         _after_the_end(step, payload)
     else:
@@ -140,10 +144,21 @@ def _on_failed(step: Step, fact: TaskFailed) -> None:
     state = _current(step, fact.task_id, fact.round)
     if state is None:
         return
+    if fact.over_budget:
+        step.ends(JobStatus.BUDGET_EXHAUSTED, fact.reason)
     if fact.retryable and step.can_retry(state):
         step.send_again(state, fact.reason)
     else:
         _give_up(step, state, fact.reason)
+
+
+def _on_call(step: Step, fact: CallBegun | CallEnded, timestamp: int) -> None:
+    """What a call costs counts whenever it is heard of, after the job's end too."""
+    ledger = step.job.ledger
+    if isinstance(fact, CallBegun):
+        step.change(ledger=budget.began(ledger, fact.call_id, fact.worst, timestamp))
+    else:
+        step.change(ledger=budget.ended(ledger, fact.call_id, fact.spent))
 
 
 def _give_up(step: Step, state: TaskState, reason: str) -> None:

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import msgspec
 
+from codeconvoy.schemas.budget import Ledger
 from codeconvoy.schemas.errors import IllegalCommand
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result
@@ -229,6 +230,7 @@ class JobState(_State, frozen=True, kw_only=True):
     open_units: int = 0
     open_conflicts: int = 0
     tally: Tally = Tally()
+    ledger: Ledger = Ledger()
     facts: int = 0
     updated_at: int = 0
     origins: PersistentMap[str] = msgspec.field(default_factory=PersistentMap)

@@ -316,6 +316,7 @@ class Step:
             policy=policy_for(self.spec, path),
             deadline_seconds=self.spec.task_deadline_seconds,
             priority=self.spec.priority,
+            budget=self.spec.budget,
             work=work,
         )
         status = transition(before.status, Happening.SENT) if before else TaskStatus.DISPATCHED
@@ -349,7 +350,10 @@ class Step:
         self.send(task.task_id, task.role, task.path, work, unit=state.unit, goal=task.goal, reads=task.reads)
 
     def can_retry(self, state: TaskState) -> bool:
-        """True while a task has rounds left (setting a file back always gets a few more)."""
+        """True while a task has rounds left (setting a file back always gets a few more). A job whose end
+        is decided sends only its work to git again."""
+        if self.job.ends_as is not None and not isinstance(state.task.work, PublishWork):
+            return False
         extra = 3 if isinstance(state.task.work, RevertWork) else 0
         return state.task.round < self.spec.max_rounds + state.repairs + extra
 

@@ -91,11 +91,22 @@ def _done(payload: job_facts.TaskDone) -> str:
     return _not_negative("round", payload.round) or _paths("events", [event.path for event in written])
 
 
+def _amounts(name: str, amounts: Any) -> str:
+    fields: tuple[str, ...] = amounts.__struct_fields__
+    return next(
+        (f for field in fields if (f := _not_negative(f"{name}.{field}", getattr(amounts, field)))), ""
+    )
+
+
 _FACTS: dict[type, Callable[[Any], str]] = {
     job_facts.TaskDispatched: lambda payload: _not_negative("round", payload.round),
     job_facts.DeadlinePassed: lambda payload: _not_negative("round", payload.round),
     job_facts.TaskDone: _done,
     job_facts.TaskFailed: lambda payload: _not_negative("round", payload.round),
+    job_facts.CallBegun: lambda payload: (
+        _not_negative("round", payload.round) or _amounts("worst", payload.worst)
+    ),
+    job_facts.CallEnded: lambda payload: _amounts("spent", payload.spent),
     job_facts.EventJudged: lambda payload: (
         _not_negative("round", payload.round) or _path("path", payload.path)
     ),

@@ -7,7 +7,7 @@ reads from the projection once that has passed everything in `must_see`.
 import msgspec
 
 from codeconvoy.schemas.events import Consistency, Policy, Strategy, Tried
-from codeconvoy.schemas.job_spec import TaskSpec
+from codeconvoy.schemas.job_spec import Budget, TaskSpec
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -153,6 +153,8 @@ class Task(_Part, frozen=True, kw_only=True):
     policy: Policy | None = None
     deadline_seconds: int = 600
     priority: int = 0
+    budget: Budget = Budget()
+    """The job's: all of its tasks share it."""
     work: Work
 
 

@@ -21,7 +21,7 @@ from codeconvoy.schemas.job_facts import FactPayload, JobFact, Result, TaskDone
 from codeconvoy.schemas.tasks import Task, Work
 
 FOLDER = Path(__file__).parent / "data" / "golden"
-CURRENT = "v1.json"
+CURRENT = "v2.json"
 
 PATH_FIELDS = {"file_path", "path", "reader_path", "read_path", "test_path", "covers", "participants"}
 PATH_FIELDS |= {"reads", "also", "paths"}

@@ -180,11 +180,18 @@ class JobWorld:
         """A worker's word."""
         self.say(TaskDone(task_id=task.task_id, round=task.round, agent_id="agent", result=result))
 
-    def fail(self, task: Task, reason: str = "no", *, retryable: bool = False) -> None:
+    def fail(
+        self, task: Task, reason: str = "no", *, retryable: bool = False, over_budget: bool = False
+    ) -> None:
         """A worker's word that it can't."""
         self.say(
             TaskFailed(
-                task_id=task.task_id, round=task.round, agent_id="agent", reason=reason, retryable=retryable
+                task_id=task.task_id,
+                round=task.round,
+                agent_id="agent",
+                reason=reason,
+                retryable=retryable,
+                over_budget=over_budget,
             )
         )
 

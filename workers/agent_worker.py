@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import AgentError
+from codeconvoy.schemas.errors import AgentError, OverBudget
 from codeconvoy.schemas.events import (
     CodeGenerated,
     CodeModified,
@@ -63,7 +63,8 @@ class AgentWorker:
                 return ()
             return self._outputs(context, answer, clock() - began)
         except AgentError as error:
-            return self._desk.failed(task, error.reason, retryable=error.retryable)
+            over = isinstance(error, OverBudget)
+            return self._desk.failed(task, error.reason, retryable=error.retryable, over_budget=over)
 
     # What the agent is shown ------------------------------------------------------------------------
 

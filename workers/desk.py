@@ -206,7 +206,9 @@ class Desk:
             # What is too large will be so again; what can't be written otherwise may be a model's slip.
             return self.failed(task, str(error), retryable=not isinstance(error, TooLarge))
 
-    def failed(self, task: Task, reason: str, *, retryable: bool) -> Sequence[Outgoing]:
+    def failed(
+        self, task: Task, reason: str, *, retryable: bool, over_budget: bool = False
+    ) -> Sequence[Outgoing]:
         """The task's word that it could not be done."""
         word = TaskFailed(
             task_id=task.task_id,
@@ -214,6 +216,7 @@ class Desk:
             agent_id=self.agent_id,
             reason=_printable(reason)[:MAX_REASON],
             retryable=retryable,
+            over_budget=over_budget,
         )
         return [self._fact(task, word)]
 

@@ -1,7 +1,7 @@
 """Reads and writes fields of a partition's hash: how a job is laid out in Redis.
 
     j:JOB           the header: what there is one of, and how many of the rest
-    o:JOB PART      the job's spec, and what its import, its planner and git have answered
+    o:JOB PART      the job's spec, what its import, its planner and git have answered, and its ledger
     k:JOB NUMBER    where each task stands, and w:JOB NUMBER what it is about and has written: the one
                     changes often, the other is large
     u:JOB NUMBER    each unit
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from codeconvoy.schemas.budget import Ledger
 from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import FileStatus, JobState, Tally, TaskState, TaskStatus, Unit, restored
@@ -34,6 +35,7 @@ _PARTS: Mapping[str, type[msgspec.Struct]] = {
     "imported": Imported,
     "planned": Planned,
     "published": Published,
+    "ledger": Ledger,
 }
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -100,6 +102,16 @@ def status_field(job_id: str) -> str:
 def task_field(task_id: str) -> str:
     """The name of the field that holds a task's round and status alone."""
     return f"t:{task_id}"
+
+
+def ledger_field(job_id: str) -> str:
+    """The name of the field that holds a job's ledger alone."""
+    return _field(_PART, job_id, "ledger")
+
+
+def ledger_in(raw: bytes | None) -> Ledger:
+    """The ledger that the field holds."""
+    return msgspec.msgpack.decode(raw, type=Ledger) if raw is not None else Ledger()
 
 
 def key_of(field: str) -> str:
@@ -218,8 +230,9 @@ def _names(job_id: str, header: _Header) -> Iterable[str]:
 
 def _job(job_id: str, header: _Header, values: Sequence[bytes | None]) -> JobState:
     parts: dict[str, Any] = {
-        name: msgspec.msgpack.decode(raw, type=kind) if raw is not None else None
+        name: msgspec.msgpack.decode(raw, type=kind)
         for (name, kind), raw in zip(_PARTS.items(), values, strict=False)
+        if raw is not None
     }
     rest = iter([raw for raw in values[len(_PARTS) :] if raw is not None])
     standings, works = list(islice(rest, header.tasks)), list(islice(rest, header.tasks))

@@ -14,6 +14,7 @@ import msgspec
 
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.events import Usage
+from codeconvoy.workers.llm import tokens
 
 Credentials = Mapping[str, str]
 """Secrets by name (`openai`, `anthropic`, or what a role's option `key` says), handed in by the
@@ -144,6 +145,11 @@ def fingerprint(provider: str, request: Call) -> str:
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
+def input_tokens(request: Call) -> int:
+    """The tokens that a call says, about."""
+    return tokens.estimate(request.system, *(message.content for message in request.messages))
+
+
 def reply_of(
     provider: str,
     request: Call,
@@ -160,15 +166,14 @@ def reply_of(
         text: what came back.
         stop: why it ended; `FINISHED` without any text becomes `EMPTY`.
         counted: tokens in (cached ones among them), cached and out, as the server told them. Where
-            it told none, or no numbers, they are guessed: a token for every three bytes.
+            it told none, or no numbers, they are guessed.
         request_id: the server's own, if any.
     """
     match counted:
         case (int() as into, int() as cached, int() as out):
             estimated = False
         case _:
-            said = request.system + "".join(message.content for message in request.messages)
-            into, cached, out = len(said.encode()) // 3 + 1, 0, len(text.encode()) // 3 + 1
+            into, cached, out = input_tokens(request), 0, tokens.estimate(text)
             estimated = True
     usage = Usage(
         provider=provider,

@@ -15,7 +15,7 @@ import msgspec
 
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.llm.cells import Cells
-from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, Provider, Reply
+from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, Provider, Reply, input_tokens
 
 DECREASE = 0.5
 INCREASE = 0.02
@@ -26,7 +26,6 @@ BURST_SECONDS = 2.0
 """What may be sent at once after a pause, in seconds of the rate."""
 COOL_SECONDS = 1.0
 """How long the line stands after a 429 that does not say for how long."""
-CHARS_PER_TOKEN = 3
 LONGEST_WAIT = 30.0
 """Seconds that a call waits in line with its slot; behind that its task waits without one."""
 
@@ -181,5 +180,4 @@ class LimitedProvider:
 
 def estimate(request: Call) -> int:
     """The tokens that a call may take at most, about: its input, and all of its output."""
-    said = len(request.system) + sum(len(message.content) for message in request.messages)
-    return said // CHARS_PER_TOKEN + request.max_output_tokens
+    return input_tokens(request) + request.max_output_tokens

@@ -1,5 +1,7 @@
 """Runs git, writes temporary repositories: a branch by plumbing, and what it must never touch."""
 
+import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +82,40 @@ def test_odd_bytes_and_modes_survive(repo: Path) -> None:
     modes = {path: mode for path, (mode, _) in tree_of(repo, BRANCH).items()}
     assert {path for path, mode in modes.items() if mode == "100755"} == {"run.sh", "a.py"}
     git(repo, "fsck", "--strict")
+
+
+def test_a_linked_work_tree_is_written_to(repo: Path, tmp_path: Path) -> None:
+    git(repo, "worktree", "add", "-q", "-b", "side", str(tmp_path / "linked"))
+    write(tmp_path / "linked", [planned("a.py", b"1\n", "e1")])
+    assert contents(repo) == {**FILES, "a.py": b"1\n"}
+
+
+def test_names_that_are_no_text_stay(repo: Path) -> None:
+    """Beside what is written, in a directory that is rebuilt."""
+    (repo / "docs" / "odd").write_bytes(b"o\n")
+    os.rename(bytes(repo / "docs" / "odd"), bytes(repo / "docs") + b'/\xff\n"')
+    git(repo, "add", "-A")
+    git(repo, "commit", "-qm", "odd")
+    write(repo, [planned("docs/b.py", None, "e1"), planned('docs/"q\\".py', b"q\n", "e2")])
+    names = git(repo, "ls-tree", "-r", "--name-only", BRANCH)
+    assert "\\377\\n" in names and "docs/b.py" not in names and '"docs/\\"q\\\\\\".py"' in names
+
+
+def test_hundreds_of_commits_are_one_pack(repo: Path) -> None:
+    commits = [planned("a.py", b"%d\n" % number, f"e{number}") for number in range(300)]
+    assert write(repo, commits).count == 300
+    assert git(repo, "rev-list", "--count", f"main..{BRANCH}") == "300"
+    assert len(list((repo / ".git" / "objects" / "pack").glob("*.pack"))) == 1
+    git(repo, "fsck", "--strict")
+
+
+def test_a_repository_that_can_t_be_written_is_unavailable(repo: Path) -> None:
+    objects = repo / ".git" / "objects"
+    opened = open_source(str(repo), "main", repo.parent / "cache")
+    shutil.move(objects, repo / ".git" / "elsewhere")
+    objects.write_text("in the way")
+    with pytest.raises(Unavailable, match="can't be written"):
+        write_branch(opened, opened.commit, [planned("new/x.py", b"1\n", "e1")], BRANCH)
 
 
 def test_a_directory_goes_with_its_last_file(repo: Path) -> None:

@@ -1,13 +1,13 @@
-"""Runs the `git` command: the only way to a remote repository.
+"""Runs the `git` command: the only way to a remote repository, and the fast one to many commits.
 
-Only `ls-remote`, `init`, `fetch` and `push` go through here, always on a bare repository of our
-own, with hooks, file system monitors, prompts, commit-graph upkeep and unusual transports off.
+Only `ls-remote`, `init`, `fetch`, `push` and `fast-import` go through here, always on a bare repository
+of our own, with hooks, file system monitors, prompts, commit-graph upkeep and unusual transports off.
 """
 
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from codeconvoy.schemas.errors import Unavailable
@@ -54,13 +54,22 @@ class GitFailed(Exception):
         self.reason = reason
 
 
-def git(repository: Path | None, arguments: Sequence[str], *, deadline: float = DEADLINE_SECONDS) -> str:
+def git(
+    repository: Path | None,
+    arguments: Sequence[str],
+    *,
+    deadline: float = DEADLINE_SECONDS,
+    given: bytes = b"",
+    further: Mapping[str, str] | None = None,
+) -> str:
     """Run `git` on a bare repository of our own (None: on none) and give its standard output.
 
     Args:
         repository: the git directory.
         arguments: the subcommand and what follows; the caller puts `--` before what a user gave.
         deadline: seconds until the command and all of its children are killed.
+        given: what it reads from its standard input.
+        further: variables of its environment, besides this process's own.
 
     Raises:
         GitFailed: it ended with another status than 0.
@@ -73,16 +82,16 @@ def git(repository: Path | None, arguments: Sequence[str], *, deadline: float = 
     try:
         process = subprocess.Popen(
             [*command, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={"GIT_SSH_COMMAND": "ssh -oBatchMode=yes", **environment, **_HARMLESS},
+            env={"GIT_SSH_COMMAND": "ssh -oBatchMode=yes", **environment, **_HARMLESS, **(further or {})},
             start_new_session=True,
         )
     except OSError as error:
         raise Unavailable("git", f"it can't be started: {error}", "Install git") from error
     try:
-        output, complaint = process.communicate(timeout=deadline)
+        output, complaint = process.communicate(given, timeout=deadline)
     except subprocess.TimeoutExpired as late:
         raise Unavailable(
             "git", f"`git {arguments[0]}` took over {deadline:.0f} seconds", "Try again, or see why"

@@ -1,28 +1,23 @@
 """Reads planned commits, writes a git branch: by plumbing, without a work tree.
 
-Into a local repository the branch is written as a ref, through libgit2, which runs neither hooks
-nor filters; to a URL it is pushed from the mirror. The ids of the commits follow from what is
-committed alone, so publishing twice is publishing once. A branch is moved only where nothing on
-it is lost.
+Into a local repository the branch is written as a ref, through libgit2, which runs neither hooks nor
+filters; to a URL it is pushed from the mirror. The ids of the commits (see `commits`) follow from what
+is committed alone, so publishing twice is publishing once. A branch is moved only where nothing on it
+is lost.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pygit2
-from pygit2.enums import FileMode
 
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.workers.git import trailers
 from codeconvoy.workers.git.command import GitFailed, git
+from codeconvoy.workers.git.commits import write_commits
 from codeconvoy.workers.git.plan import Commit
 from codeconvoy.workers.git.source import Remote, Source, explained, refresh, remote_refs_of
-
-_MAX_SECONDS = (1 << 33) - 1
-_MAX_NAME = 100
-_NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,117 +64,13 @@ def write_branch(source: Source, base_commit: str, commits: Sequence[Commit], br
     repo = source.repo
     if base_commit not in repo:
         raise BadInput("commit", f"{base_commit} is not in the repository any more", "Submit the job again")
-    try:
-        tip = _commit_all(repo, base_commit, commits)
-    except (pygit2.GitError, OSError) as error:
-        raise Unavailable("git", f"{repo.path} can't be written: {error}", "Check its permissions") from error
+    tip = write_commits(repo, base_commit, commits)
     events = frozenset[str]().union(*(commit.trailers.edits for commit in commits))
     if isinstance(source.location, Remote):
         _push(source, source.location.url, branch, base_commit, tip, events)
     else:
         _point(repo, branch, base_commit, tip, events)
     return Written(branch, tip, len(commits))
-
-
-def _commit_all(repo: pygit2.Repository, base: str, commits: Sequence[Commit]) -> str:
-    """Write blobs, trees and commits; nothing points to them yet. Gives the last commit's id."""
-    parent = pygit2.Oid(hex=base)
-    tree = repo[parent].peel(pygit2.Tree).id
-    deleted = frozenset(commit.path for commit in commits if commit.content is None)
-    for commit in commits:
-        tree = _with_file(repo, tree, commit, deleted)
-        seconds = min(max(commit.timestamp // 1000, 0), _MAX_SECONDS)
-        role = _NOT_A_NAME.sub("-", commit.role).strip("-.")[:_MAX_NAME] or "unknown"
-        author = pygit2.Signature(role, f"{role}@{trailers.EMAIL_DOMAIN}", seconds, 0)
-        committer = pygit2.Signature(*trailers.COMMITTER, seconds, 0)
-        text = trailers.message(commit.subject, commit.trailers)
-        parent = repo.create_commit(None, author, committer, text, tree, [parent])
-    _check_result(repo, tree, commits)
-    return str(parent)
-
-
-def _with_file(
-    repo: pygit2.Repository, root: pygit2.Oid, commit: Commit, deleted: frozenset[str]
-) -> pygit2.Oid:
-    """The tree with one file set or deleted, written from the leaf up."""
-    *directories, name = commit.path.split("/")
-    trees: list[pygit2.Tree | None] = [_tree(repo, root)]
-    for depth, directory in enumerate(directories, 1):
-        above = trees[-1]
-        entry = _at(above, directory)
-        if entry is not None and entry.filemode != FileMode.TREE:
-            if commit.content is None:
-                # Its directory has become a file before: it is gone already.
-                return root
-            _check_gone("/".join(directories[:depth]), deleted)
-            entry = None
-        trees.append(_tree(repo, entry.id) if entry is not None else None)
-    builder = _builder(repo, trees[-1])
-    old = _at(trees[-1], name)
-    if commit.content is not None:
-        if old is not None and old.filemode == FileMode.TREE:
-            for below in _files(repo, old.id):
-                _check_gone(f"{commit.path}/{below}", deleted)
-        mode = FileMode.BLOB_EXECUTABLE if commit.executable else FileMode.BLOB
-        builder.insert(name, repo.create_blob(commit.content), mode)
-    elif old is not None and old.filemode != FileMode.TREE:
-        builder.remove(name)
-    for tree, directory in zip(reversed(trees[:-1]), reversed(directories), strict=True):
-        child, builder = builder, _builder(repo, tree)
-        if len(child):
-            builder.insert(directory, child.write(), FileMode.TREE)
-        elif tree is not None and directory in tree:
-            # git knows no empty directory.
-            builder.remove(directory)
-    return builder.write()
-
-
-def _builder(repo: pygit2.Repository, tree: pygit2.Tree | None) -> pygit2.TreeBuilder:
-    return repo.TreeBuilder(tree) if tree is not None else repo.TreeBuilder()
-
-
-def _at(tree: pygit2.Tree | None, path: str) -> pygit2.Object | None:
-    """What a tree holds at a path, or None."""
-    return tree[path] if tree is not None and path in tree else None
-
-
-def _tree(repo: pygit2.Repository, oid: pygit2.Oid) -> pygit2.Tree:
-    tree = repo[oid]
-    assert isinstance(tree, pygit2.Tree)
-    return tree
-
-
-def _files(repo: pygit2.Repository, oid: pygit2.Oid) -> list[str]:
-    """The paths of everything below a tree."""
-    below: list[str] = []
-    for item in _tree(repo, oid):
-        name = item.name or ""
-        if item.filemode == FileMode.TREE:
-            below += [f"{name}/{path}" for path in _files(repo, item.id)]
-        else:
-            below.append(name)
-    return below
-
-
-def _check_gone(path: str, deleted: frozenset[str]) -> None:
-    """A file makes room for a directory, or the other way round, only if a job deleted it."""
-    if path not in deleted:
-        raise BadInput(
-            "path", f"{path!r} is both a file and a directory in the result", "Delete or rename one of them"
-        )
-
-
-def _check_result(repo: pygit2.Repository, tree: pygit2.Oid, commits: Sequence[Commit]) -> None:
-    """The last commit of every path must be what the final tree holds: nothing was shadowed."""
-    final = _tree(repo, tree)
-    for path, commit in {commit.path: commit for commit in commits}.items():
-        entry = _at(final, path)
-        if commit.content is None:
-            held = entry is None or entry.filemode == FileMode.TREE
-        else:
-            held = isinstance(entry, pygit2.Blob) and entry.data == commit.content
-        if not held:
-            _check_gone(path, frozenset())
 
 
 def _point(repo: pygit2.Repository, branch: str, base: str, tip: str, events: frozenset[str]) -> None:

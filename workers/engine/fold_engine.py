@@ -81,13 +81,22 @@ class FoldLimits:
     batch: int = 1_000
     poll_seconds: float = 0.5
     beat_seconds: float = 0.03
-    """Between the beginnings of two batches that are not full: what comes meanwhile goes together, in
+    """Between the beginnings of two batches, after a small one: what comes meanwhile goes together, in
     fewer and larger transactions."""
+    loaded_beat_seconds: float = 0.1
+    """The same after a batch of `loaded` records or more: under load a transaction costs more than a
+    moment's wait."""
+    loaded: int = 100
     states: int = 4_000
     """States kept in memory."""
     transaction_attempts: int = 5
     tick_seconds: float = 1.0
     skip_check_seconds: float = 2.0
+
+    def beat(self, records: int) -> float:
+        """Seconds between the beginnings of a batch of so many records and of the next."""
+        share = min(1.0, records / self.loaded)
+        return self.beat_seconds + share * (self.loaded_beat_seconds - self.beat_seconds)
 
 
 @dataclass(slots=True)
@@ -177,7 +186,7 @@ class FoldEngine(Generic[S]):
                     await self._write(producer, consumer, batches)
                 self._health.turned(progressed=bool(batches), behind=bool(records))
                 if batches and len(records) < self._limits.batch:
-                    await asyncio.sleep(max(0.0, began + self._limits.beat_seconds - clock()))
+                    await asyncio.sleep(max(0.0, began + self._limits.beat(len(records)) - clock()))
         finally:
             await consumer.close()
             await producer.close()

@@ -5,6 +5,7 @@ directory finds them there, unless CONVOY_KAFKA or CONVOY_REDIS says otherwise.
 """
 
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -18,13 +19,14 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet
-from codeconvoy.orchestrator.settings import Settings
+from codeconvoy.orchestrator.settings import Settings, load_settings
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import BadInput, Unavailable
+from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 from codeconvoy.schemas.registry import ConfluentRegistry
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
 from codeconvoy.workers.llm.provider import Credentials
+from codeconvoy.workers.redact import Redactor, url_secrets
 from codeconvoy.workers.roles.registry import load_roles
 from codeconvoy.workers.roles.role import Role
 
@@ -34,6 +36,11 @@ REDIS_SECONDS = 10.0
 """For one command; a slower Redis is as good as none."""
 REDIS_CONNECTIONS = 32
 """Of one process."""
+_SECRET_OPTION = re.compile(r"password|secret|token|\.key\.pem|oauthbearer\.config|jaas", re.IGNORECASE)
+"""Names of librdkafka's options whose value is a secret."""
+_SECRET_VARIABLE = re.compile(
+    r"(?:API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)\Z", re.IGNORECASE
+)
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +141,33 @@ def credentials_of(
     return found
 
 
+def redactor_of(
+    settings: Settings, roles: Mapping[str, Role], environment: Mapping[str, str], redis: str
+) -> Redactor:
+    """What strikes out every secret that a process with these settings holds. `redis` is its URL."""
+    urls = [redis, settings.schema_registry, *environment.values()]
+    urls += (role.options.get("base_url", "") for role in roles.values())
+    held = [
+        *credentials_of(settings, roles, environment).values(),
+        *(str(value) for name, value in settings.kafka_options.items() if _SECRET_OPTION.search(name)),
+        *(value for name, value in environment.items() if _SECRET_VARIABLE.search(name)),
+        *(secret for url in urls if "://" in url for secret in url_secrets(url)),
+    ]
+    return Redactor(frozenset(filter(None, held)))
+
+
+def find_redactor(environment: Mapping[str, str]) -> Redactor:
+    """The same for whoever has no fleet, or has not read its settings yet."""
+    settings, roles, redis = Settings.model_construct(), dict[str, Role](), ""
+    try:
+        settings = load_settings()
+        roles |= roles_of(settings)
+        redis = find_connection(settings).redis
+    except ConvoyError:
+        pass  # Whoever asked meets the same error, and tells it. What could be read is known all the same.
+    return redactor_of(settings, roles, environment, redis)
+
+
 def roles_of(settings: Settings) -> Mapping[str, Role]:
     """The roles of this fleet; those of a model at the URL that the settings give, if they give one.
 
@@ -215,6 +249,7 @@ async def connect(settings: Settings, environment: Mapping[str, str]) -> AsyncIt
         roles=roles,
         credentials=credentials_of(settings, roles, environment),
         cache=settings.cache,
+        redact=redactor_of(settings, roles, environment, found.redis),
     )
     try:
         await check_redis(redis)

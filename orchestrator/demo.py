@@ -26,7 +26,7 @@ from rich.live import Live
 
 from codeconvoy.orchestrator.audit import audit
 from codeconvoy.orchestrator.audit_report import Report
-from codeconvoy.orchestrator.cli import INTERRUPTED, job_view, report, set_up_output
+from codeconvoy.orchestrator.cli import INTERRUPTED, job_view, report, report_bug, set_up_output
 from codeconvoy.orchestrator.cli.audit import show, sources_of
 from codeconvoy.orchestrator.cli.common import plain, stdout
 from codeconvoy.orchestrator.cli.jobs import follow
@@ -238,6 +238,8 @@ def main() -> None:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        raise SystemExit(report_bug(error)) from error
 
 
 if __name__ == "__main__":

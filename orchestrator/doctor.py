@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from uuid import uuid4
@@ -22,8 +22,10 @@ from codeconvoy.orchestrator.connection import (
     Connection,
     credentials_of,
     find_connection,
+    find_redactor,
     kafka_settings,
     open_redis,
+    redactor_of,
     roles_of,
 )
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES
@@ -79,7 +81,7 @@ def bad(what: str, error: ConvoyError) -> Finding:
 
 
 async def examine(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
-    """Look at everything; one trouble does not hide another."""
+    """Look at everything; one trouble does not hide another. What is said of it holds no secrets."""
     found: list[Finding] = []
     try:
         connection = find_connection(settings)
@@ -92,7 +94,8 @@ async def examine(settings: Settings, environment: Mapping[str, str]) -> list[Fi
     found += _roles(settings, environment)
     found += [await asyncio.to_thread(look) for look in (_git, _bubblewrap, _ruff)]
     found.append(_cache(settings.cache))
-    return found
+    redact = find_redactor(environment)
+    return [replace(each, says=redact(each.says), remedy=redact(each.remedy)) for each in found]
 
 
 async def _broker(settings: Settings, connection: Connection) -> AsyncIterator[Finding]:
@@ -206,12 +209,13 @@ def ability(
 ) -> Mapping[str, BadInput | None]:
     """For each role why it can't run here; None where it can."""
     credentials = credentials_of(settings, roles, environment)
+    redact = redactor_of(settings, roles, environment, settings.redis)
     found: dict[str, BadInput | None] = {}
     for name, role in sorted(roles.items()):
         try:
             make_agent(role, credentials)
         except BadInput as why:
-            found[name] = why
+            found[name] = BadInput(why.field, redact(why.reason), redact(why.remedy))
         else:
             found[name] = None
     return found

@@ -48,6 +48,7 @@ from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
+from codeconvoy.workers.redact import BY_SHAPE, Redactor
 from codeconvoy.workers.roles.agents import make_agent
 from codeconvoy.workers.roles.role import Role
 from codeconvoy.workers.runner_worker import RunnerWorker
@@ -81,6 +82,8 @@ class Fleet:
     credentials: Credentials
     cache: Path
     now: Callable[[], int] = now_ms
+    redact: Redactor = BY_SHAPE
+    """Knows the secrets of this process."""
 
     def store(self, name: str) -> RedisStore:
         """Where the fold engine of this name keeps its states."""
@@ -96,7 +99,9 @@ class Fleet:
 
     def desk(self, agent_id: str) -> Desk:
         """What a worker works with."""
-        return Desk(self.codec, self.topics, self.projection(), self.bus.reader(), self.now, agent_id)
+        return Desk(
+            self.codec, self.topics, self.projection(), self.bus.reader(), self.now, agent_id, self.redact
+        )
 
     async def prepare(self) -> None:
         """Create the topics that are missing, and check those that are there.
@@ -209,6 +214,7 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
             health=health,
             attempts=RedisAttempts(fleet.redis, fleet.redis_prefix, group),
             limits=PoolLimits(slots=slots),
+            redact=fleet.redact,
         )
 
     return partial(_restarting, role, make, health)

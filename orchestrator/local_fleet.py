@@ -18,6 +18,7 @@ from types import FrameType
 from codeconvoy.orchestrator.choosers import Force, Places, choose_broker, choose_redis
 from codeconvoy.orchestrator.connection import (
     Connection,
+    find_redactor,
     forget_connection,
     kafka_settings,
     write_connection,
@@ -120,11 +121,12 @@ def bring_up(settings: Settings, force: Force, say: Callable[[str], None], stack
     client = kafka_settings(settings, settings.kafka)
     chosen = choose_broker(settings.kafka, places, force, client)
     stack.callback(chosen.stop)
-    say(chosen.sentence)
+    redact = find_redactor(os.environ)
+    say(redact(chosen.sentence))
     # What a Redis holds belongs to one broker's log, and the embedded one's is new each time.
     redis = choose_redis(settings.redis, places, "embedded" if chosen.embedded else force)
     stack.callback(redis.stop)
-    say(redis.sentence)
+    say(redact(redis.sentence))
     connection = Connection(
         kafka=chosen.bootstrap,
         redis=redis.url,

@@ -1,14 +1,18 @@
-"""Reads log records, writes lines to stderr: how a process of the fleet logs."""
+"""Reads log records, writes lines to stderr without secrets: how a process of the fleet logs."""
 
 import logging
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
+
+from codeconvoy.workers.redact import Redact
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 QUIET_SECONDS = 30.0
 MAX_REMEMBERED = 1_000
+logger = logging.getLogger(__name__)
 _NUMBERS = re.compile(r"\d+")
 
 
@@ -33,11 +37,33 @@ class Unrepeated(logging.Filter):
         return True
 
 
-def log_to_stderr(level: str) -> None:
-    """Log lines from this level on to stderr; those of the Kafka client without repetitions."""
-    logging.basicConfig(stream=sys.stderr, level=level.upper(), format=FORMAT)
+class Discreet(logging.Formatter):
+    """Writes a record, its traceback included, without secrets."""
+
+    def __init__(self, redact: Redact) -> None:
+        super().__init__(FORMAT)
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return self._redact(super().format(record))
+
+
+def log_to_stderr(level: str, redact: Redact) -> None:
+    """Log lines from this level on to stderr, and what ends a thread; the lines of the Kafka client
+    without repetitions."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Discreet(redact))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    threading.excepthook = _thread_ended
     kafka_client().setLevel(logging.NOTSET)
     kafka_client().addFilter(Unrepeated())
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    name = args.thread.name if args.thread is not None else "unknown"
+    error = args.exc_value or args.exc_type()
+    logger.error("thread %s has ended", name, exc_info=(args.exc_type, error, args.exc_traceback))
 
 
 def kafka_client() -> logging.Logger:

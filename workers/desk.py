@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
+
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable, Undecodable, Unencodable
@@ -21,6 +23,7 @@ from codeconvoy.schemas.job_facts import (
     FactPayload,
     JobFact,
     JobStatus,
+    Planned,
     Result,
     TaskDone,
     TaskFailed,
@@ -31,6 +34,7 @@ from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key, partitio
 from codeconvoy.workers.engine.bus import Outgoing, Reader, Record
 from codeconvoy.workers.positions import Ends
 from codeconvoy.workers.projection import FileView, Projection, Wanted
+from codeconvoy.workers.redact import BY_SHAPE, Redact
 from codeconvoy.workers.roles.role import Version
 
 _OVER = frozenset((TaskStatus.CANCELLED, TaskStatus.FAILED, TaskStatus.REPORTED, TaskStatus.DONE))
@@ -41,7 +45,11 @@ WATCH_SECONDS = 1.0
 MAX_REASON = 4_000
 """Characters of a reason that a job is told."""
 
+_SPOKEN = ("summary", "comments", "reason", "detail", "output_tail")
+"""Fields of results and payloads that hold the words of an agent or a program."""
+
 T = TypeVar("T")
+W = TypeVar("W", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,8 @@ class Desk:
     reader: Reader
     now: Callable[[], int]
     agent_id: str
+    redact: Redact = BY_SHAPE
+    """Takes the secrets out of what agents and programs say in their own words."""
     _ends: Ends = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -179,7 +189,7 @@ class Desk:
             consistency=task.consistency,
             policy=task.policy,
             usage=usage,
-            payload=payload,
+            payload=spoken(payload, self.redact),
         )
 
     def done(
@@ -195,7 +205,7 @@ class Desk:
             task_id=task.task_id,
             round=task.round,
             agent_id=self.agent_id,
-            result=result,
+            result=spoken(result, self.redact),
             usage=usage,
             seconds=seconds,
         )
@@ -214,7 +224,7 @@ class Desk:
             task_id=task.task_id,
             round=task.round,
             agent_id=self.agent_id,
-            reason=_printable(reason)[:MAX_REASON],
+            reason=_printable(self.redact(reason))[:MAX_REASON],
             retryable=retryable,
             over_budget=over_budget,
         )
@@ -290,6 +300,19 @@ def _too_old(path: str, event_id: str) -> AgentError:
 def _printable(text: str) -> str:
     """The text, with a mark for what is no character: it may come from anywhere."""
     return text.encode("utf-8", "replace").decode()
+
+
+def spoken(words: W, redact: Redact) -> W:
+    """A result or payload without secrets in its free text. Contents of files stay as they are."""
+    if isinstance(words, Planned):
+        goals = tuple(msgspec.structs.replace(task, goal=redact(task.goal)) for task in words.tasks)
+        return msgspec.structs.replace(words, tasks=goals)
+    said = {name: getattr(words, name) for name in _SPOKEN if name in words.__struct_fields__}
+    clean = {
+        name: redact(text) if isinstance(text, str) else tuple(map(redact, text))
+        for name, text in said.items()
+    }
+    return msgspec.structs.replace(words, **clean) if clean != said else words
 
 
 def emitted(event: Event) -> Emitted:

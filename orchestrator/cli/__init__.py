@@ -7,7 +7,9 @@ order in which `convoy --help` shows them. They are imported when the program ru
 
 import io
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated
@@ -72,8 +74,11 @@ def make_app(groups: Sequence[str] = GROUPS) -> typer.Typer:
 
 
 def report(error: ConvoyError) -> int:
-    """Say on stderr what went wrong; answers the exit code."""
+    """Say on stderr what went wrong, without secrets; answers the exit code."""
     from codeconvoy.orchestrator.cli.common import plain, stderr
+    from codeconvoy.orchestrator.connection import find_redactor
+
+    redact = find_redactor(os.environ)
 
     lines = [f"Error: {error}"]
     match error:
@@ -82,8 +87,16 @@ def report(error: ConvoyError) -> int:
         case Unavailable(service=name, reason=reason, remedy=remedy):
             lines = [f"Error: {name}: {reason}", f"Remedy: {remedy}"]
     for line in lines:
-        stderr().print(plain(line))
+        stderr().print(plain(redact(line)))
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
+def report_bug(error: Exception) -> int:
+    """Show on stderr where an unforeseen error comes from, without secrets; answers the exit code."""
+    from codeconvoy.orchestrator.connection import find_redactor
+
+    sys.stderr.write(find_redactor(os.environ)("".join(traceback.format_exception(error))))
+    return 1
 
 
 def set_up_output() -> None:
@@ -98,7 +111,8 @@ def set_up_output() -> None:
 
 
 def main() -> None:
-    """Run a command. Errors that are expected become a message and an exit code, never a traceback."""
+    """Run a command. Errors that are expected become a message and an exit code, never a traceback; what
+    a traceback of any other shows holds no secrets."""
     set_up_output()
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
@@ -107,3 +121,5 @@ def main() -> None:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        raise SystemExit(report_bug(error)) from error

@@ -15,7 +15,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from redis.exceptions import RedisError
 
-from codeconvoy.orchestrator.connection import connect, redis_unavailable
+from codeconvoy.orchestrator.connection import connect, find_redactor, redis_unavailable
 from codeconvoy.orchestrator.fleet import make_process
 from codeconvoy.orchestrator.logs import log_to_stderr
 from codeconvoy.orchestrator.settings import load_settings
@@ -104,7 +104,7 @@ def run_process(kind: str, role: str, instance: str, metrics_port: int | None, s
         Unavailable: broker, Redis or the metrics port can't be used.
     """
     settings = load_settings()
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, find_redactor(os.environ))
     port = settings.metrics_port if metrics_port is None else metrics_port
     name = instance or f"{socket.gethostname()}-{os.getpid()}"
 

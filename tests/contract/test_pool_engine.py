@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from codeconvoy.schemas.codec import Codec
+from codeconvoy.schemas.dead_letters import DeadLetter
 from codeconvoy.schemas.errors import Aborted, Flaw, Unavailable, Undecodable
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES
 from codeconvoy.workers.engine.attempts import Attempt, MemoryAttempts
@@ -25,7 +26,7 @@ from codeconvoy.workers.engine.bus import (
     Record,
     TopicPartition,
 )
-from codeconvoy.workers.engine.dead_letter import skip_mark
+from codeconvoy.workers.engine.dead_letter import HEADER, skip_mark
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.pool_engine import PoolEngine, PoolLimits
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.parametrize("world", ["memory", "kafka-848"], indirect=
 CODEC = Codec.create()
 LIMITS = PoolLimits(slots=8, drain_seconds=0.3, retry_seconds=0.2, look_seconds=0.2, idle_poll_seconds=0.1)
 BAD = b"bad"
+SECRET = "the-password"
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Work:
             case "future":
                 raise Undecodable(Flaw.UNKNOWN_SCHEMA, "version 9")
             case "bug":
-                raise ZeroDivisionError("a handler's bug")
+                raise ZeroDivisionError(f"a handler's bug, {SECRET}")
 
     def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
         self.given_up.append(record.value.decode())
@@ -152,6 +154,7 @@ class Place:
             health=health,
             attempts=self.attempts,
             limits=limits,
+            redact=lambda text: text.replace(SECRET, "***"),
         )
         stop = asyncio.Event()
         running = asyncio.create_task(engine.run(stop))
@@ -188,6 +191,13 @@ class Place:
                 if "reason" in record.headers:
                     found.append((record.value.decode(), record.headers["reason"].decode()))
         return sorted(found)
+
+    async def details(self) -> list[str]:
+        """The detail of each dead letter."""
+        numbers = range(PARTITIONS)
+        found = [await read_all(self.reader, TopicPartition(self.letters, number)) for number in numbers]
+        records = (record for records in found for record in records)
+        return [CODEC.decode(record.headers[HEADER], DeadLetter).detail for record in records]
 
     async def until_landed(self, *values: str) -> None:
         """Wait until exactly these outputs are there, in any order."""
@@ -328,6 +338,7 @@ def test_one_bad_output_does_not_hold_a_group_commit(world: World) -> None:
                     ("garbage-1", "truncated"),
                     ("huge-1", "too_large"),
                 ]
+                assert "ZeroDivisionError: a handler's bug, ***" in await place.details()
 
     run(go())
 

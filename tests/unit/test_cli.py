@@ -12,7 +12,7 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
-from codeconvoy.orchestrator.cli import GROUPS, make_app, report
+from codeconvoy.orchestrator.cli import GROUPS, make_app, report, report_bug
 from codeconvoy.orchestrator.processes import free_ports
 from codeconvoy.schemas.errors import AgentError, BadInput, ConvoyError, TooLarge, Unavailable
 from tests.git_repos import repository
@@ -65,6 +65,21 @@ def test_errors_have_exit_codes(
     assert report(error) == code
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines() == lines
+
+
+def test_no_message_and_no_traceback_holds_a_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONVOY_REDIS", "redis://:canary-77@127.0.0.1:1/0")
+    monkeypatch.setenv("CONVOY_PARTITIONS", "none")  # the rest of the settings can't be read
+    report(Unavailable("Redis at redis://:canary-77@127.0.0.1:1/0", "it refuses canary-77", "Start it"))
+    try:
+        raise ValueError("canary-77")
+    except ValueError as error:
+        assert report_bug(error) == 1
+    _, err = capsys.readouterr()
+    assert "Traceback" in err and "Redis at redis://:[secret]@127.0.0.1" in err
+    assert err.count("[secret]") == 4 and "canary-77" not in err
 
 
 def commands() -> Iterator[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from codeconvoy.schemas.codec import Codec
@@ -11,14 +13,16 @@ from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.events import CodeModified, Event
 from codeconvoy.schemas.file_history import Edit
 from codeconvoy.schemas.hunks import make_patch
-from codeconvoy.schemas.job_facts import JobFact, TaskDone, TaskFailed, Worked
+from codeconvoy.schemas.job_facts import JobFact, Planned, Reviewed, TaskDone, TaskFailed, Worked
+from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import EditWork, MustSee, Task
 from codeconvoy.schemas.topics import Topics, file_key, partition_of
-from codeconvoy.workers.desk import COLLECTS, Desk, visible_in
+from codeconvoy.workers.desk import COLLECTS, Desk, emitted, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
 from codeconvoy.workers.engine.memory_bus import MemoryReader
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.projection import FileView, Projection, Wanted
+from codeconvoy.workers.redact import MARK, Redactor
 
 CODEC, TOPICS = Codec.create(), Topics(partitions=2)
 A, B = "a.txt", "b.txt"
@@ -139,3 +143,18 @@ def test_a_reason_from_anywhere_can_be_told() -> None:
     (failed,) = said(desk_on(Files()).failed(TASK, "name \udcff" + "x" * 9_000, retryable=True))
     assert isinstance(failed, TaskFailed)
     assert failed.reason.startswith("name ?xxx")
+
+
+def test_what_agents_say_holds_no_secret_and_what_they_write_is_their_own() -> None:
+    key = "sk-" + "0123456789abcdef" * 2
+    desk = replace(desk_on(Files()), redact=Redactor(frozenset({"canary-1"})))
+    payload = CodeModified(patch=make_patch(None, key.encode()), summary=f"uses {key} and canary-1")
+    event = desk.event(TASK, A, payload)
+    planned = Planned(tasks=(TaskSpec(role="generator", path=A, goal=f"use {key}"),))
+    vote = Reviewed(event=emitted(event), version="e", approved=False, lens="x", comments=("ok", key))
+    for result in (Worked(events=(emitted(event),), summary=key), planned, vote):
+        outputs = desk.done(TASK, (event,), result)
+        assert said(outputs[:1]) == [msgspec.structs.replace(payload, summary=f"uses {MARK} and {MARK}")]
+        assert key.encode() not in outputs[1].value and MARK.encode() in outputs[1].value
+    [failed] = said(desk.failed(TASK, f"Bearer {key}", retryable=False))
+    assert failed.reason == f"Bearer {MARK}"

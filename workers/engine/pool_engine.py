@@ -36,6 +36,7 @@ from codeconvoy.workers.engine.offsets import Offsets
 from codeconvoy.workers.engine.results import Result, Results
 from codeconvoy.workers.engine.starter import Starter
 from codeconvoy.workers.engine.starts import readable
+from codeconvoy.workers.redact import Redact
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +118,13 @@ class PoolEngine:
         health: Health,
         attempts: Attempts,
         limits: PoolLimits | None = None,
+        redact: Redact = str,
     ) -> None:
         self._handler, self._bus, self._codec = handler, bus, codec
         self._topic, self._group, self._instance = topic, group, instance
         self._dead_letters, self._now = dead_letters, now
         self._metrics, self._health, self._attempts = metrics, health, attempts
-        self._limits = limits or PoolLimits()
+        self._limits, self._redact = limits or PoolLimits(), redact
         self._assigned: dict[int, Assignment] = {}
         self._lanes = Lanes(self._limits.slots)
         self._starter = Starter(
@@ -341,10 +343,11 @@ class PoolEngine:
 
     def _given_up(self, job: Job, reason: str, detail: str, attempts: int) -> Sequence[Outgoing]:
         self._metrics.dead_letters.inc()
+        said = self._redact(detail)  # which may be the text of any error
         letter = dead_letter(
-            self._codec, self._dead_letters, job.record, reason, detail, attempts, self._group, self._now()
+            self._codec, self._dead_letters, job.record, reason, said, attempts, self._group, self._now()
         )
-        return [letter, *self._handler.gave_up(job.record, detail)]
+        return [letter, *self._handler.gave_up(job.record, said)]
 
     def _letter_of_result(self, result: Result, reason: str) -> Result:
         """What is written in the place of outputs that the broker refuses."""

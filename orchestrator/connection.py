@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -28,7 +29,7 @@ from codeconvoy.workers.engine.kafka_bus import KafkaBus
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.redact import Redactor, url_secrets
 from codeconvoy.workers.roles.registry import load_roles
-from codeconvoy.workers.roles.role import Role
+from codeconvoy.workers.roles.role import NextProvider, Role
 
 FLEET_FILE = "fleet.json"
 CONNECT_SECONDS = 3.0
@@ -41,6 +42,8 @@ _SECRET_OPTION = re.compile(r"password|secret|token|\.key\.pem|oauthbearer\.conf
 _SECRET_VARIABLE = re.compile(
     r"(?:API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)\Z", re.IGNORECASE
 )
+
+Located = TypeVar("Located", Role, NextProvider)
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +138,8 @@ def credentials_of(
     """
     keys = {"openai": settings.openai_api_key, "anthropic": settings.anthropic_api_key}
     found = {name: key.get_secret_value() for name, key in keys.items() if key is not None}
-    for name in {role.options["key"] for role in roles.values() if "key" in role.options} - found.keys():
+    options = [one.options for role in roles.values() for _, one in role.by_provider()]
+    for name in {given["key"] for given in options if "key" in given} - found.keys():
         if value := environment.get(f"{name.upper().replace('-', '_')}_API_KEY"):
             found[name] = value
     return found
@@ -176,11 +180,14 @@ def roles_of(settings: Settings) -> Mapping[str, Role]:
     """
     urls = {"openai": settings.openai_base_url, "anthropic": settings.anthropic_base_url}
 
-    def located(role: Role) -> Role:
-        url = urls.get(role.provider)
-        return replace(role, options={"base_url": url, **role.options}) if url else role
+    def located(one: Located) -> Located:
+        url = urls.get(one.provider)
+        return replace(one, options={"base_url": url, **one.options}) if url else one
 
-    return {name: located(role) for name, role in load_roles(settings.roles).items()}
+    return {
+        name: replace(located(role), next=tuple(map(located, role.next)))
+        for name, role in load_roles(settings.roles).items()
+    }
 
 
 def open_redis(url: str) -> Redis:

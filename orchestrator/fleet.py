@@ -195,7 +195,9 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
         if role == RUNNER_ROLE:
             return RunnerWorker(desk, fleet.codec, fleet.cache)
         declared = _role(fleet, role)
-        agent = make_agent(declared, fleet.credentials, wrap=chain.around, count=chain.count)
+        agent = make_agent(
+            declared, fleet.credentials, wrap=chain.around, count=chain.count, switched=chain.switched
+        )
         return AgentWorker(declared, agent, desk, fleet.codec)
 
     group = fleet.topics.group(f"worker.{role}")

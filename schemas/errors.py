@@ -5,6 +5,10 @@ exit codes; the engines map them to "stop", "retry" or "dead letter".
 """
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from codeconvoy.schemas.events import Usage
 
 
 class ConvoyError(Exception):
@@ -86,9 +90,13 @@ class PartitionLost(BusError):
 class AgentError(ConvoyError):
     """An agent could not do its task. `retryable` says whether the same task may be tried again."""
 
-    def __init__(self, reason: str, *, retryable: bool = False) -> None:
+    def __init__(self, reason: str, *, retryable: bool = False, is_answer: bool = False) -> None:
         super().__init__(reason)
         self.reason, self.retryable = reason, retryable
+        self.is_answer = is_answer
+        """What the agent was asked for was a decision, and this is it: nobody else is asked."""
+        self.usage: Usage | None = None
+        """What was spent all the same."""
 
 
 class OverBudget(AgentError):

@@ -79,7 +79,7 @@ def test_each_kind_of_answer() -> None:
     blocks = "a.py\n<<<<<<< SEARCH\n    return 1\n=======\n    return 2\n>>>>>>> REPLACE\n"
     answer = work(saying({"text": blocks}))
     assert isinstance(answer, Edits) and answer.files[0].content == b"def one():\n    return 2\n"
-    deleted = work(saying({"edits": [{"path": "a.py", "delete": True}]}))
+    deleted = work(saying({"edits": [{"path": "a.py", "delete": True}]}), contexts.edit(goal="delete a.py"))
     assert isinstance(deleted, Edits) and deleted.files == (FileEdit("a.py", None),)
     same = work(saying({"edits": [{"path": "a.py", "content": contexts.BASE.decode()}]}))
     assert isinstance(same, Edits) and same.files == ()
@@ -96,6 +96,7 @@ def test_each_kind_of_answer() -> None:
         ({"edits": [{"path": "b.py", "content": "x"}]}, "'b.py' is not a file of this task"),
         ({"edits": [{"path": "a.py", "content": ""}]}, "would be blank"),
         ({"edits": [{"path": "a.py", "content": "def ("}]}, "does not parse"),
+        ({"edits": [{"path": "a.py", "delete": True}]}, "no longer define one"),
         ({"edits": [{"path": "a.py"}]}, "needs one of"),
         ({"edits": [{"path": "a.py", "content": "x", "delete": True}]}, "needs one of"),
         ({"edits": [{"path": "a.py", "content_base64": "%"}]}, "content_base64"),

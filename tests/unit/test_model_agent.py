@@ -9,7 +9,7 @@ import pytest
 
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.tasks import EditWork
-from codeconvoy.workers.llm.agent import ModelAgent
+from codeconvoy.workers.llm.agent import ModelAgent, Outcome, Unusable
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.openai_provider import OpenAIProvider
 from codeconvoy.workers.llm.provider import Call, Origin, Reply, Stop, reply_of
@@ -84,8 +84,8 @@ def test_an_edit_at_once() -> None:
     [
         (BAD, Problem.NO_MATCH, "    2 |     return 1"),
         (OUTSIDE, Problem.OUTSIDE_TASK, "only: a.py"),
-        (BROKEN, Problem.INVALID, "does not parse"),
-        (BLANK, Problem.INVALID, "would be blank"),
+        (BROKEN, Problem.SYNTAX, "does not parse"),
+        (BLANK, Problem.EMPTIED, "would be blank"),
         ("I did it.", Problem.MALFORMED, "neither a block"),
         (("a.py\n<<<", Stop.TRUNCATED), Problem.TRUNCATED, "cut off"),
         ("", Problem.EMPTY, "was empty"),
@@ -103,7 +103,7 @@ def test_a_flaw_is_counted_and_re_asked_with_its_reason(
 
 
 def test_the_last_try_is_for_whole_files() -> None:
-    provider = Scripted(BAD, BAD, WHOLE)
+    provider = Scripted(BAD, OUTSIDE, WHOLE)
     answer = work(contexts.edit(), provider)
     assert isinstance(answer, Edits) and answer.files == WANTED
     first, _, last = provider.asked
@@ -119,10 +119,61 @@ def test_asking_is_bounded_and_nothing_is_applied() -> None:
 
 
 def test_a_refusal_is_not_argued_with() -> None:
+    counted: list[Problem] = []
     provider = Scripted(("I can't.", Stop.REFUSED), GOOD)
-    with pytest.raises(AgentError, match="refused: I can't"):
-        work(contexts.edit(), provider)
-    assert len(provider.asked) == 1
+    with pytest.raises(Unusable, match="refused: I can't") as caught:
+        work(contexts.edit(), provider, count=counted.append)
+    assert len(provider.asked) == 1 and counted == [Problem.REFUSED]
+    assert caught.value.outcome is Outcome.REFUSED
+
+
+OTHER_WORDS = BAD.replace("SUMMARY: two", "SUMMARY: I tried again\n\nHere it is:")
+
+
+@pytest.mark.parametrize(
+    ("replies", "outcome", "said", "asked"),
+    [
+        ((BAD, BAD), Outcome.REPEATED, "same wrong answer twice.*not in the file", 2),
+        ((BAD, OTHER_WORDS), Outcome.REPEATED, "same wrong answer twice", 2),
+        ((BAD, OUTSIDE, BAD), Outcome.REPEATED, "same wrong answer twice", 3),
+        (("Done!", "Done!"), Outcome.REPEATED, "neither a block", 2),
+        (("Done!", "Done, I said.", "Really."), Outcome.FLAWED, "no usable answer in 3 tries", 3),
+        (("", ""), Outcome.EMPTY, "said nothing, in 2 tries", 2),
+        (
+            tuple((f"a.py\n<<<{i}", Stop.TRUNCATED) for i in range(3)),
+            Outcome.TRUNCATED,
+            r"cut off at the limit of 16384 tokens, in 3 tries.*max_output_tokens",
+            3,
+        ),
+    ],
+)
+def test_why_no_answer_could_be_used_is_told_apart(
+    replies: tuple[str | tuple[str, Stop], ...], outcome: Outcome, said: str, asked: int
+) -> None:
+    counted: list[Problem] = []
+    provider = Scripted(*replies, GOOD, GOOD)
+    with pytest.raises(Unusable, match=said) as caught:
+        work(contexts.edit(), provider, count=counted.append)
+    assert caught.value.outcome is outcome and not caught.value.retryable
+    assert len(provider.asked) == asked == len([p for p in counted if p is not Problem.REPEATED])
+    assert caught.value.usage is not None and caught.value.usage.tokens_in == 10 * asked
+
+
+def test_who_was_cut_off_is_not_asked_for_whole_files() -> None:
+    provider = Scripted(*((f"a.py\n<<<{i}", Stop.TRUNCATED) for i in range(2)), GOOD)
+    answer = work(contexts.edit(), provider)
+    assert isinstance(answer, Edits) and answer.files == WANTED
+    assert "WHOLE block" not in provider.asked[2].messages[-1].content
+
+
+def test_dropped_definitions_are_named_and_counted() -> None:
+    counted: list[Problem] = []
+    file = contexts.version(contexts.BASE + b"\n\ndef two():\n    return 2\n")
+    provider = Scripted(WHOLE, GOOD)
+    answer = work(contexts.edit(file=file), provider, count=counted.append)
+    assert isinstance(answer, Edits) and counted == [Problem.DROPPED]
+    assert b"def two()" in (answer.files[0].content or b"")
+    assert "would no longer define two." in provider.asked[1].messages[-1].content
 
 
 def test_a_role_s_own_validator_objects() -> None:
@@ -216,7 +267,8 @@ def test_a_conflict_is_shown_as_diffs_and_resolved_on_the_own_edit() -> None:
 
 
 def test_a_conflict_whose_own_side_is_right_still_has_a_content() -> None:
-    answer = work(contexts.resolve(), Scripted("NO CHANGES"))
+    head = contexts.version(b"def one():\n    return 1\n\n# seen\n", event="e2")
+    answer = work(contexts.resolve(heads=(head,)), Scripted("NO CHANGES"))
     assert isinstance(answer, Edits)
     assert answer.files == (FileEdit("a.py", b"def one():\n    return 11\n"),)
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.llm.agent import ModelAgent
 from codeconvoy.workers.llm.command import CommandAgent
+from codeconvoy.workers.llm.failover import FailoverAgent
 from codeconvoy.workers.llm.provider import Credentials, Provider
 from codeconvoy.workers.roles import agents, registry
 from codeconvoy.workers.roles.agents import make_agent
 from codeconvoy.workers.roles.registry import load_roles
-from codeconvoy.workers.roles.role import Agent, Answer, Context, Role, RoleKind
+from codeconvoy.workers.roles.role import Agent, Answer, Context, NextProvider, Role, RoleKind
 
 MODEL = '[defaults]\nprovider = "openai"\nmodel = "m"\n'
 KEYS = {"openai": "k", "anthropic": "k"}
@@ -101,6 +103,69 @@ def test_defaults_reach_the_roles_that_name_no_provider(file: Callable[[str], Pa
         assert isinstance(make_agent(roles[name], KEYS), ModelAgent)
 
 
+NEXT = """
+[defaults]
+provider = "openai"
+model = "m"
+[[defaults.next]]
+provider = "anthropic"
+model = "n"
+[roles.tester]
+next = []
+[roles.planner]
+model = "big"
+next = [{ provider = "openai", model = "m", options = { base_url = "http://h/v1", seed = 7 } },
+        { provider = "command", options = { argv = ["sh", "-c", "a b"] } }]
+[roles.reviewer]
+provider = "anthropic"
+model = "r"
+"""
+
+
+def test_further_providers_in_their_order(file: Callable[[str], Path]) -> None:
+    roles = load_roles(file(NEXT))
+    assert roles["generator"].next == (NextProvider("anthropic", "n"),)
+    assert roles["tester"].next == () == roles["isort"].next
+    assert roles["reviewer"].next == (), "the defaults' are for those of the defaults' provider"
+    assert [(place, one.provider, one.model, one.next) for place, one in roles["planner"].by_provider()] == [
+        ("roles.planner", "openai", "big", ()),
+        ("roles.planner.next[0]", "openai", "m", ()),
+        ("roles.planner.next[1]", "command", "", ()),
+    ]
+    assert roles["planner"].next[0].options == {"base_url": "http://h/v1", "seed": "7"}
+    agent = make_agent(roles["planner"], KEYS)
+    assert isinstance(agent, FailoverAgent)
+    assert [choice.name for choice in agent._choices] == ["openai:big", "openai:h:m", "command"]
+    assert isinstance(make_agent(roles["tester"], KEYS), ModelAgent)
+
+
+def test_a_role_that_gets_another_provider_loses_its_next_ones() -> None:
+    entry = registry._RoleEntry(provider="anthropic")
+    former = replace(plain_role(), provider="openai", next=(NextProvider("anthropic", "n"),))
+    assert registry._role("docs", entry, former, Path()).next == ()
+    assert registry._role("docs", registry._RoleEntry(model="x"), former, Path()).next == former.next
+
+
+@pytest.mark.parametrize(
+    ("one", "field", "reason"),
+    [
+        (NextProvider("gpt", "m"), "roles.r.next[0].provider", "'gpt' is not known"),
+        (NextProvider(""), "roles.r.next[0].provider", "no provider is set"),
+        (NextProvider("anthropic"), "roles.r.next[0].model", "needs a model"),
+        (NextProvider("anthropic", "m", {"key": "team"}), "roles.r.next[0].provider", "no key 'team'"),
+        (NextProvider("anthropic", "m", {"seed": "1"}), "roles.r.next[0].options.seed", "no option"),
+        (NextProvider("openai", "m"), "roles.r.next[0]", "asked before"),
+    ],
+)
+def test_a_next_provider_that_can_not_be_used_is_told_at_start(
+    one: NextProvider, field: str, reason: str
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        make_agent(replace(role("openai"), next=(one,)), KEYS)
+    assert caught.value.field == field and reason in caught.value.reason
+    assert caught.value.remedy and "[defaults]" not in caught.value.remedy
+
+
 def test_a_role_of_one_s_own(file: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "p.md").write_text("Write docstrings.")
     entry = (
@@ -143,6 +208,12 @@ def test_an_override_keeps_what_it_does_not_name(file: Callable[[str], Path]) ->
         ("[defaults]\nmodels = 1\n", "defaults", "unknown field `models`"),
         ("[roles.docs]\nkind = 'edit'\noptions = { argv = { a = 1 } }\n", "roles.docs.options", "Expected"),
         ("roles = 3\n", "roles.toml.roles", "Expected"),
+        (
+            "[[roles.generator.next]]\nmodel = 'm'\n",
+            "roles.generator.next",
+            "missing required field `provider`",
+        ),
+        (9 * "[[defaults.next]]\nprovider = 'openai'\n", "defaults.next", "9 are more than 8"),
     ],
 )
 def test_a_bad_file_is_told_by_field(

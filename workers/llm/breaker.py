@@ -14,7 +14,7 @@ import msgspec
 
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.llm.cells import Cells
-from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, Provider, Reply
+from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, ModelUnavailable, Provider, Reply
 
 FAILURES = 3
 OPEN_SECONDS = 30.0
@@ -46,7 +46,7 @@ class BreakerLimits:
     open_seconds: float = OPEN_SECONDS
 
 
-class CircuitOpen(Unavailable):
+class CircuitOpen(ModelUnavailable):
     """No call was made: the model's breaker is open. The task waits, without using up an attempt."""
 
     def __init__(self, name: str, seconds: float) -> None:

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from redis.asyncio import Redis
@@ -26,8 +25,9 @@ from codeconvoy.workers.llm.breaker import (
 )
 from codeconvoy.workers.llm.cells import Cells, FallbackCells, LocalCells, RedisCells
 from codeconvoy.workers.llm.edit_format import Problem
+from codeconvoy.workers.llm.failover import Switch
 from codeconvoy.workers.llm.metrics import ModelMetrics
-from codeconvoy.workers.llm.provider import Call, CallFailed, Provider, Reply
+from codeconvoy.workers.llm.provider import FINAL, Call, CallFailed, Provider, Reply, server_of
 from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
 from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies
 from codeconvoy.workers.llm.retry import RetryingProvider
@@ -35,6 +35,8 @@ from codeconvoy.workers.roles.role import Role
 
 KEEP_SECONDS = 3_600
 """How long a breaker or a line that nobody uses is remembered."""
+
+_FINAL = frozenset(failure.value for failure in FINAL)
 
 S = TypeVar("S", bound=msgspec.Struct)
 logger = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ class Chain:
     metrics: ModelMetrics
     clock: Callable[[], float]
     _is_shared: bool = field(default=True, init=False)
+    _said: set[tuple[str, str]] = field(default_factory=set, init=False)
+    """Failures that only somebody who sets things up can end, by provider: said once."""
 
     def around(self, role: Role, provider: Provider) -> Provider:
         """The provider of a role, with all that belongs around it."""
@@ -104,6 +108,15 @@ class Chain:
         """Count a flaw of an answer."""
         self.metrics.flaws.labels(str(problem)).inc()
 
+    def switched(self, switch: Switch) -> None:
+        """Count that the next provider was asked; say once where that will stay so."""
+        self.metrics.failovers.labels(switch.name, switch.following, switch.why).inc()
+        if switch.why in _FINAL and (switch.name, switch.why) not in self._said:
+            self._said.add((switch.name, switch.why))
+            logger.warning(
+                "%s does not take our calls, so %s is asked: %s", switch.name, switch.following, switch.reason
+            )
+
     def _cells(self, what: str, kind: type[S]) -> Cells[S]:
         shared = RedisCells(self.redis, f"{self.prefix}:{what}", kind, KEEP_SECONDS)
         return FallbackCells(shared, LocalCells(self.clock), self._told)
@@ -117,9 +130,3 @@ class Chain:
                 logger.warning("breakers and rates are the fleet's again")
             else:
                 logger.warning("Redis is away: this process goes by its own breakers and rates")
-
-
-def server_of(role: Role) -> str:
-    """What a breaker and a rate belong to: provider, server and model."""
-    host = urlsplit(role.options.get("base_url", "")).netloc
-    return ":".join((role.provider, *([host] if host else []), role.model))

@@ -21,7 +21,7 @@ from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.workers.llm.agent import read_answer
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, Version, Vote
-from codeconvoy.workers.roles.validators import STANDARD, Validator, objections, writable
+from codeconvoy.workers.roles.validators import Validator, objections, standard, writable
 
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 MAX_STDERR_BYTES = 2_000
@@ -70,7 +70,7 @@ class CommandAgent:
             validators: what an answer must pass besides the standard ones.
         """
         self._role, self._argv = role, tuple(argv)
-        self._validators = (*STANDARD, *validators)
+        self._validators = (*standard(role.options), *validators)
 
     async def work(self, context: Context) -> Answer:
         """See `Agent`. The program and all that it started are killed when this ends, however it ends."""

@@ -53,8 +53,15 @@ class Problem(StrEnum):
     ENCODING = "encoding"
     TRUNCATED = "truncated"
     EMPTY = "empty"
+    REFUSED = "refused"
+    EMPTIED = "emptied"
+    SYNTAX = "syntax"
+    DROPPED = "dropped"
+    """Definitions that the task does not speak of."""
     INVALID = "invalid"
-    """A validator objected."""
+    """Another validator objected."""
+    REPEATED = "repeated"
+    """The same wrong answer once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,14 @@ def propose(reply: str, base: Mapping[str, bytes | None]) -> Proposal:
     if flaws:
         return Proposal(flaws=tuple(flaws[:MAX_FLAWS]))
     return Proposal(tuple(files), summary_of(reply))
+
+
+def blocks_of(reply: str) -> tuple[Block, ...]:
+    """The blocks of a reply; none where it can't be read."""
+    try:
+        return _parsed(reply)
+    except _Flawed:
+        return ()
 
 
 def summary_of(reply: str) -> str:

@@ -46,6 +46,12 @@ class ModelMetrics:
             ["flaw"],
             registry=registry,
         )
+        self.failovers = Counter(
+            "convoy_provider_failovers",
+            "Tasks for which the next provider was asked, and why",
+            ["provider", "following", "why"],
+            registry=registry,
+        )
         self.shared = Gauge(
             "convoy_shared_limits",
             "1 while breakers and rates are the fleet's, 0 while they are this process's own",

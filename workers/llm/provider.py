@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
-from codeconvoy.schemas.errors import AgentError
+from codeconvoy.schemas.errors import AgentError, Unavailable
 from codeconvoy.schemas.events import Usage
 from codeconvoy.workers.llm import tokens
+from codeconvoy.workers.roles.role import Role
 
 Credentials = Mapping[str, str]
 """Secrets by name (`openai`, `anthropic`, or what a role's option `key` says), handed in by the
@@ -104,7 +106,8 @@ class Failure(StrEnum):
     """The server answered what is no reply of its API."""
 
 
-_FINAL = frozenset({Failure.KEY, Failure.QUOTA, Failure.REJECTED})
+FINAL = frozenset({Failure.KEY, Failure.QUOTA, Failure.REJECTED})
+"""What trying again won't change."""
 
 
 class CallFailed(AgentError):
@@ -113,12 +116,24 @@ class CallFailed(AgentError):
     def __init__(
         self, failure: Failure, reason: str, *, status: int = 0, retry_after: float | None = None
     ) -> None:
-        super().__init__(reason, retryable=failure not in _FINAL)
+        super().__init__(reason, retryable=failure not in FINAL)
         self.failure = failure
         self.status = status
         """The HTTP status; 0 where there was none."""
         self.retry_after = retry_after
         """Seconds that the server asked to wait; None where it did not say."""
+
+
+class ModelUnavailable(Unavailable):
+    """No call can be made now: a breaker is open, a line too long, the account over its rate.
+
+    The next provider is asked; where there is none the task waits, without using up an attempt.
+    """
+
+    def __init__(self, service: str, reason: str, remedy: str) -> None:
+        super().__init__(service, reason, remedy)
+        self.usage: Usage | None = None
+        """What was spent before, for the same task."""
 
 
 class Provider(Protocol):
@@ -137,6 +152,12 @@ class Provider(Protocol):
     async def close(self) -> None:
         """Give up the connections."""
         ...
+
+
+def server_of(role: Role) -> str:
+    """What a breaker and a rate belong to: provider, server and model. A URL may hold a password."""
+    host = urlsplit(role.options.get("base_url", "")).netloc.rpartition("@")[2]
+    return ":".join(part for part in (role.provider, host, role.model) if part)
 
 
 def fingerprint(provider: str, request: Call) -> str:

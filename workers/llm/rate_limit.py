@@ -13,9 +13,16 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.llm.cells import Cells
-from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, Provider, Reply, input_tokens
+from codeconvoy.workers.llm.provider import (
+    Call,
+    CallFailed,
+    Failure,
+    ModelUnavailable,
+    Provider,
+    Reply,
+    input_tokens,
+)
 
 DECREASE = 0.5
 INCREASE = 0.02
@@ -110,7 +117,7 @@ def left_line(state: LineState | None, rates: Rates, reserved: int) -> LineState
     return settled(state, rates, reserved, 0) if rates.tokens_per_minute else state
 
 
-class LineTooLong(Unavailable):
+class LineTooLong(ModelUnavailable):
     """No call was made: the model's rate lets it through too late. The task waits, without using up an
     attempt, and without its slot."""
 

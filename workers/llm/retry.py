@@ -16,8 +16,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from codeconvoy.schemas.errors import Unavailable
-from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, Provider, Reply
+from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, ModelUnavailable, Provider, Reply
 
 ATTEMPTS = 3
 """HTTP requests of one logical call."""
@@ -47,14 +46,14 @@ class RetryingProvider:
         """See `Provider`. The deadline is over all attempts and the pauses between them.
 
         Raises:
-            Unavailable: the model has no room for this fleet now: the task waits.
+            ModelUnavailable: the model has no room for this fleet now: the task waits.
             CallFailed: the last attempt's failure.
         """
         try:
             return await self._tried(request)
         except CallFailed as failed:
             if failed.failure is Failure.RATE_LIMITED:
-                raise Unavailable(self.name, failed.reason, "Wait, or lower the role's rate") from failed
+                raise ModelUnavailable(self.name, failed.reason, "Wait, or lower the role's rate") from failed
             raise
 
     async def _tried(self, request: Call) -> Reply:

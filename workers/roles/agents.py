@@ -7,7 +7,8 @@ provider or option, a missing model, a missing key.
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,7 +16,8 @@ from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.llm.agent import ModelAgent, uncounted
 from codeconvoy.workers.llm.command import CommandAgent
 from codeconvoy.workers.llm.edit_format import Problem
-from codeconvoy.workers.llm.provider import Credentials, Provider
+from codeconvoy.workers.llm.failover import Choice, FailoverAgent, Switch, unsaid
+from codeconvoy.workers.llm.provider import Credentials, Provider, server_of
 from codeconvoy.workers.roles.codemod.agents import make_agent as codemod_agent
 from codeconvoy.workers.roles.role import Agent, Role
 from codeconvoy.workers.roles.validators import Validator
@@ -41,8 +43,9 @@ def make_agent(
     *,
     wrap: Wrap = bare,
     count: Callable[[Problem], None] = uncounted,
+    switched: Callable[[Switch], None] = unsaid,
 ) -> Agent:
-    """The agent that does the work of a role.
+    """The agent that does the work of a role, by all of its providers.
 
     Args:
         role: what to do, and by which provider.
@@ -50,10 +53,37 @@ def make_agent(
             its provider's.
         wrap: what is put around a model's provider.
         count: told of each flaw of each answer of a model.
+        switched: told each time that the next provider is asked.
 
     Raises:
         BadInput: the role can't be done as it is declared; names the field and the remedy.
     """
+    choices: list[Choice] = []
+    for place, one in role.by_provider():
+        name = server_of(one)
+        if name in (choice.name for choice in choices):
+            raise BadInput(place, f"{name} is asked before this already", "Name each provider and model once")
+        with _placed(role, place):
+            agent = _agent(one, credentials, wrap, count)
+        choices.append(Choice(name, one.provider, one.model, agent))
+    return FailoverAgent(choices, switched) if len(choices) > 1 else choices[0].agent
+
+
+@contextmanager
+def _placed(role: Role, place: str) -> Iterator[None]:
+    """Name the field of the provider that is meant."""
+    own = f"roles.{role.name}"
+    try:
+        yield
+    except BadInput as bad:
+        if place == own:
+            raise
+        remedy = bad.remedy.replace(f"[{own}] or [defaults]", f"[[{own}.next]]")
+        raise BadInput(f"{place}{bad.field.removeprefix(own)}", bad.reason, remedy) from bad
+
+
+def _agent(role: Role, credentials: Credentials, wrap: Wrap, count: Callable[[Problem], None]) -> Agent:
+    """The agent of a role's one provider."""
     match role.provider:
         case "codemod":
             return codemod_agent(role)
@@ -71,11 +101,14 @@ def make_agent(
 _TEXT = (r".+", "Give it a value, or leave it out")
 _COUNT = (r"[1-9]\d{0,9}", "Give a whole number above 0")
 _NUMBER = (r"\d{1,9}(\.\d+)?", "Give a number")
+_FLAG = (r"true|false", "Use true or false")
 _MODEL_OPTIONS: Mapping[str, tuple[str, str]] = {
     "base_url": (r"https?://[^\s/]+\S*", "Give a URL that starts with http:// or https://"),
     "key": _TEXT,
     "breaker_failures": _COUNT,
     "breaker_seconds": _NUMBER,
+    "check_at_start": _FLAG,
+    "keep_definitions": _FLAG,
     "max_output_tokens": _COUNT,
     "max_prompt_chars": _COUNT,
     "reply_ttl_seconds": _COUNT,
@@ -90,7 +123,11 @@ _OPENAI_OPTIONS: Mapping[str, tuple[str, str]] = {
     "temperature": (r"none|\d(\.\d+)?", "Give a number such as 0.2, or none"),
     "seed": (r"none|\d{1,18}", "Give a whole number, or none"),
 }
-_COMMAND_OPTIONS: Mapping[str, tuple[str, str]] = {"argv": _TEXT, "validators": _TEXT}
+_COMMAND_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "argv": _TEXT,
+    "keep_definitions": _FLAG,
+    "validators": _TEXT,
+}
 
 
 def _check_options(role: Role, known: Mapping[str, tuple[str, str]]) -> None:

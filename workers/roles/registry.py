@@ -15,6 +15,10 @@ Three sources, the later ones over the earlier: what ships, the entry points of 
     prompt_file = "docstrings.md"  # beside this file
     options = { max_output_tokens = 8000 }
 
+    [[roles.docstrings.next]]      # asked where the provider before it can't; also in [[defaults.next]]
+    provider = "openai"
+    model = "the model's name"
+
 The models' roles that ship name neither provider nor model: which one is paid for is not ours to
 choose, and names of models do not last.
 """
@@ -33,14 +37,26 @@ from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.topics import check_role
 from codeconvoy.workers.llm.prompts import DEFAULT_PROMPTS
 from codeconvoy.workers.roles.codemod import roles as codemod
-from codeconvoy.workers.roles.role import Role, RoleKind
+from codeconvoy.workers.roles.role import NextProvider, Role, RoleKind
 
 ROLES_GROUP = "codeconvoy.roles"
 MAX_FILE_BYTES = 1024 * 1024
 """Of a roles file, and of a prompt file."""
 MAX_CONCURRENCY = 1_000
+MAX_NEXT = 8
+"""Further providers of one role."""
+
+Options = dict[str, str | bool | int | float | list[str]]
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _NextEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[[roles.NAME.next]]` table."""
+
+    provider: str
+    model: str = ""
+    options: Options = {}
 
 
 class _RoleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,14 +68,16 @@ class _RoleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     prompt: str | None = None
     prompt_file: str | None = None
-    options: dict[str, str | bool | int | float | list[str]] = {}
+    options: Options = {}
     lens: str | None = None
     concurrency: int | None = None
+    next: tuple[_NextEntry, ...] | None = None
 
 
 class _Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provider: str = ""
     model: str = ""
+    next: tuple[_NextEntry, ...] = ()
 
 
 class _RolesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,11 +127,15 @@ def load_roles(toml: Path | None = None) -> Mapping[str, Role]:
     except tomllib.TOMLDecodeError as error:
         raise BadInput(str(toml), f"it is not TOML: {error}", "Correct the file at that place") from error
     file = _table(document, _RolesFile, str(toml))
-    for name, entry in file.roles.items():
-        field = f"roles.{name}"
-        roles[name] = _role(name, _table(entry, _RoleEntry, field), roles.get(name), toml.parent)
+    entries = {name: _table(entry, _RoleEntry, f"roles.{name}") for name, entry in file.roles.items()}
+    for name, entry in entries.items():
+        roles[name] = _role(name, entry, roles.get(name), toml.parent)
     defaults = _table(file.defaults, _Defaults, "defaults")
-    return {name: _with_defaults(role, defaults) for name, role in roles.items()}
+    further = _next(defaults.next, "defaults")
+    alone = {name for name, entry in entries.items() if entry.next is not None}
+    return {
+        name: _with_defaults(role, defaults, () if name in alone else further) for name, role in roles.items()
+    }
 
 
 def _table(content: object, shape: type[T], field: str) -> T:
@@ -161,11 +183,24 @@ def _role(name: str, entry: _RoleEntry, former: Role | None, directory: Path) ->
         "prompt": prompt,
         "lens": entry.lens,
         "concurrency": entry.concurrency,
+        "next": None if entry.next is None and not moved else _next(entry.next or (), field),
     }
-    options = {key: _option(value) for key, value in entry.options.items()}
+    options = _options(entry.options)
     kept = {} if moved else former.options
     changes = {key: value for key, value in given.items() if value is not None}
     return replace(former, options={**kept, **options}, **changes)  # type: ignore[arg-type]
+
+
+def _next(entries: tuple[_NextEntry, ...], field: str) -> tuple[NextProvider, ...]:
+    """The further providers that a table names."""
+    if len(entries) > MAX_NEXT:
+        raise BadInput(f"{field}.next", f"{len(entries)} are more than {MAX_NEXT}", "Name fewer")
+    return tuple(NextProvider(e.provider, e.model, _options(e.options)) for e in entries)
+
+
+def _options(given: Options) -> dict[str, str]:
+    """Options as texts."""
+    return {key: _option(value) for key, value in given.items()}
 
 
 def _option(value: str | bool | int | float | list[str]) -> str:
@@ -175,12 +210,15 @@ def _option(value: str | bool | int | float | list[str]) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _with_defaults(role: Role, defaults: _Defaults) -> Role:
-    """The role with the defaults' provider and model where it names none."""
+def _with_defaults(role: Role, defaults: _Defaults, further: tuple[NextProvider, ...]) -> Role:
+    """The role with the defaults' provider and model where it names none, and with their next ones where
+    it has the defaults' provider."""
     if not role.provider:
         role = replace(role, provider=defaults.provider)
     if not role.model and role.provider == defaults.provider:
         role = replace(role, model=defaults.model)
+    if not role.next and role.provider == defaults.provider:
+        role = replace(role, next=further)
     return role
 
 

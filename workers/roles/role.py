@@ -6,7 +6,7 @@ worker turns answers into events.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -31,6 +31,15 @@ class RoleKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NextProvider:
+    """Who is asked where the providers before it can't do a task."""
+
+    provider: str
+    model: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Role:
     """A role: a name, a prompt, what does its work, what it may emit."""
 
@@ -48,6 +57,20 @@ class Role:
     """What a reviewer looks for."""
     concurrency: int = 4
     """Tasks in flight in one process."""
+    next: tuple[NextProvider, ...] = ()
+    """Further providers, in the order in which they are asked."""
+
+    def by_provider(self) -> "tuple[tuple[str, Role], ...]":
+        """The role as each of its providers does it, under the field of the roles file that names it."""
+        place = f"roles.{self.name}"
+        further = (
+            (
+                f"{place}.next[{i}]",
+                replace(self, provider=n.provider, model=n.model, options=n.options, next=()),
+            )
+            for i, n in enumerate(self.next)
+        )
+        return ((place, replace(self, next=())), *further)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,24 @@
 
 A validator says what is wrong with an answer, in words that its model can act on. It never
 repairs one. The standard ones refuse what a model makes up: files outside the task, emptied
-files, Python that does not parse. A role may add its own (option `validators`).
+files, Python that does not parse, definitions that are gone. A role may add its own (option
+`validators`).
 """
 
 import ast
 import codecs
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from codeconvoy.schemas.paths import is_normal
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, MAX_TASKS_PER_JOB
+from codeconvoy.workers.roles.definitions import defined, dropped, mentioned
 from codeconvoy.workers.roles.role import Answer, Context, Edits, Plan, Vote
+
+MAX_NAMES = 20
+"""Names that one objection lists."""
 
 Validator = Callable[[Context, Answer], tuple[str, ...]]
 """Gives the objections to an answer; none lets it pass."""
@@ -97,6 +102,38 @@ def python_parses(context: Context, answer: Answer) -> tuple[str, ...]:
     )
 
 
+def keeps_definitions(context: Context, answer: Answer) -> tuple[str, ...]:
+    """An edit drops no definition that the task does not speak of; moving one within the answer is fine."""
+    if not isinstance(answer, Edits):
+        return ()
+    work = context.task.work
+    said = [context.task.goal, *(work.feedback if isinstance(work, EditWork) else ())]
+    found = []
+    for path, names in _dropped(context, answer).items():
+        if lost := [name for name in names if not mentioned(name, path, said)]:
+            some = ", ".join(lost[:MAX_NAMES]) + (", …" if len(lost) > MAX_NAMES else "")
+            found.append(f"{path!r} would no longer define {some}. The task does not ask for that: keep it.")
+    return tuple(found)
+
+
+def _dropped(context: Context, answer: Edits) -> Mapping[str, Sequence[str]]:
+    """The definitions that an answer drops. In a conflict, no side's is dropped but what another side has
+    dropped already."""
+    # Of a file that would be blank `not_emptied` speaks.
+    after = {f.path: f.content for f in answer.files if f.content is None or not _blank(f.content)}
+    path = context.task.path
+    match context.task.work:
+        case EditWork():
+            return dropped(writable(context), after)
+        case ResolveWork():
+            sides = [version.content for version in (context.file, *context.heads)]
+            gone = dict.fromkeys(n for side in sides for n in dropped({path: side}, after).get(path, ()))
+            before = defined(path, context.base.content if context.base else None)
+            kept = [defined(path, side) for side in sides]
+            return {path: [n for n in gone if n not in before or all(n in names for names in kept)]}
+    return {}
+
+
 def has_unittests(context: Context, answer: Answer) -> tuple[str, ...]:
     """A Python test file holds a class with a test method, so that unittest finds something to run."""
     if not isinstance(context.task.work, TestWork):
@@ -141,11 +178,19 @@ STANDARD: tuple[Validator, ...] = (
     not_emptied,
     not_too_large,
     python_parses,
+    keeps_definitions,
     has_unittests,
     gives_reasons,
     plan_in_scope,
 )
 """What every answer of a model or a program passes."""
+
+
+def standard(options: Mapping[str, str]) -> tuple[Validator, ...]:
+    """Those that a role's options leave: `keep_definitions = false` is for roles that clean up."""
+    if options.get("keep_definitions", "true") == "true":
+        return STANDARD
+    return tuple(validator for validator in STANDARD if validator is not keeps_definitions)
 
 
 def _written(context: Context, answer: Answer) -> list[tuple[str, bytes, bytes | None]]:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from codeconvoy.schemas.errors import AgentError, Unavailable
+from codeconvoy.schemas.errors import AgentError, OverBudget, Unavailable
 from codeconvoy.workers.llm.agent import ModelAgent
 from codeconvoy.workers.llm.breaker import (
     FAILURES,
@@ -237,6 +237,20 @@ def test_a_decision_is_an_answer() -> None:
             await made.agent().work(contexts.resolve())
         assert [len(model.asked) for model in made.models] == [2, 1, 0]
         assert caught.value.usage is not None and caught.value.usage.tokens_in == 30
+
+    virtually(go)
+
+
+def test_a_budget_that_is_used_up_is_so_for_all() -> None:
+    class OverIt(Model):
+        async def call(self, request: Call) -> Reply:
+            raise OverBudget("0.02 USD are left")
+
+    async def go() -> None:
+        made = Fleet((OverIt("a", always(GOOD)), Model("b", always(GOOD))), Rates())
+        with pytest.raises(OverBudget):
+            await made.agent().work(contexts.edit())
+        assert made.models[1].asked == []
 
     virtually(go)
 

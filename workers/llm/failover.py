@@ -3,7 +3,8 @@
 The next one is asked while no call can be made to one before it (its breaker is open, its line too
 long), after a call that failed for good, and after answers that could not be used. Each has an equal
 share of the time that is left, so that one that hangs leaves some to the next; the task's own deadline
-is over all of them. A decision of the model, such as that a conflict can't be reconciled, is an answer; a budget that is used up is so for all of them.
+is over all of them. A decision of the model, such as that a conflict can't be reconciled, is an answer,
+and a budget that is used up is so for all of them.
 """
 
 import asyncio

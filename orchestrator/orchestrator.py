@@ -70,6 +70,10 @@ class Orchestrator:
         """See `FoldConsumer`."""
         return job_states.dump(before, after)
 
+    def weigh(self, state: JobState) -> int:
+        """See `FoldConsumer`."""
+        return job_states.weight_of(state)
+
     def wait(self, state: JobState) -> int | None:
         """The earliest wait that runs out."""
         return state.next_wait

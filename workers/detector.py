@@ -89,6 +89,10 @@ class Detector:
             changes[_awaited_field(key)] = after.awaited.encode() or None
         return changes
 
+    def weigh(self, state: DetectorState) -> int:
+        """See `FoldConsumer`."""
+        return file_states.weight_of(state.history)
+
     def wait(self, state: DetectorState) -> int | None:
         """A claim's deadline."""
         return state.history.claim.deadline if state.history.claim else None

@@ -26,6 +26,8 @@ from codeconvoy.workers.engine.reads import ReadFields
 
 _HEADER, _ENTRY, _CONTENT, _READER, _DEFERRED, _VOIDED = "f:", "e:", "c:", "r:", "d:", "v:"
 OPEN_CONFLICT = "!conflict:"
+ENTRY_BYTES = 500
+"""About what an event takes in memory beside the content of its edit (measured)."""
 
 _pack = msgspec.msgpack.encode
 
@@ -156,6 +158,16 @@ def dump_view(key: str, before: FileHistory | None, after: FileHistory) -> dict[
 def fields_of(history: FileHistory, key: str) -> Mapping[str, bytes]:
     """All fields of a history in the projection, as a fresh write would leave them."""
     return {name: value for name, value in dump_view(key, None, history).items() if value is not None}
+
+
+def weight_of(history: FileHistory) -> int:
+    """About how many bytes a history takes in memory: its versions are taken to be of the size that
+    readers see now, or saw before the file was deleted."""
+    now = history.edit(history.visible)
+    if now is not None and now.content is None and now.parents:
+        now = history.edit(now.parents[0])
+    content = len(now.content) if now is not None and now.content is not None else 0
+    return ENTRY_BYTES * (1 + len(history.entries)) + content * len(history.edits)
 
 
 # Reading ------------------------------------------------------------------------------------------

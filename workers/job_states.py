@@ -38,6 +38,9 @@ _PARTS: Mapping[str, type[msgspec.Struct]] = {
     "ledger": Ledger,
 }
 
+TASK_BYTES, FILE_BYTES = 1_500, 300
+"""About what a task, and a unit or file, takes in memory (measured)."""
+
 S = TypeVar("S", bound=msgspec.Struct)
 _pack = msgspec.msgpack.encode
 
@@ -120,6 +123,11 @@ def key_of(field: str) -> str:
 
 
 # Writing ------------------------------------------------------------------------------------------
+
+
+def weight_of(job: JobState) -> int:
+    """About how many bytes a job takes in memory."""
+    return TASK_BYTES * (1 + len(job.tasks)) + FILE_BYTES * (len(job.units) + len(job.files))
 
 
 def dump(before: JobState | None, after: JobState) -> dict[str, bytes | None]:

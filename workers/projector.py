@@ -50,6 +50,10 @@ class FileProjector:
         """See `FoldConsumer`."""
         return file_states.dump_view(key, before, after)
 
+    def weigh(self, state: FileHistory) -> int:
+        """See `FoldConsumer`."""
+        return file_states.weight_of(state)
+
     def step(self, state: FileHistory, record: Record, now: int) -> tuple[FileHistory, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
         return fold(state, decoded(self._codec, record, Event))[0], ()
@@ -83,6 +87,10 @@ class JobProjector:
     def dump(self, key: str, before: JobState | None, after: JobState) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""
         return job_states.dump_view(before, after)
+
+    def weigh(self, state: JobState) -> int:
+        """See `FoldConsumer`."""
+        return job_states.weight_of(state)
 
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""

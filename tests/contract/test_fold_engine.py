@@ -53,6 +53,9 @@ class Counting:
             raise Undecodable(Flaw.UNKNOWN_SCHEMA, "version 9")
         return state + 1, [Outgoing(self.target, record.key, f"{record.key}{state + 1}".encode())]
 
+    def weigh(self, state: int) -> int:
+        return 1_000
+
     def wait(self, state: int) -> int | None:
         return None
 

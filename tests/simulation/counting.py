@@ -96,6 +96,9 @@ class Counting:
             outputs.append(Outgoing(self.topic, other, f"echo {state.key} {total}".encode()))
         return after, outputs
 
+    def weigh(self, state: Count) -> int:
+        return 1_000
+
     def wait(self, state: Count) -> int | None:
         """See `FoldConsumer`."""
         return state.until

@@ -15,7 +15,6 @@ step 4, or a load in step 2 that finds another M, means that the partition, or R
 import asyncio
 import logging
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from codeconvoy.schemas.errors import Aborted, PartitionLost, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Producer, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import letter_of, skipped_points
 from codeconvoy.workers.engine.health import Health
+from codeconvoy.workers.engine.kept import Kept
 from codeconvoy.workers.engine.metrics import EngineMetrics
 from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.engine.starts import readable
@@ -54,6 +54,10 @@ class FoldConsumer(Protocol[S]):
 
     def dump(self, key: str, before: S | None, after: S) -> Mapping[str, bytes | None]:
         """The fields that differ between two states (None: to be deleted)."""
+        ...
+
+    def weigh(self, state: S) -> int:
+        """About how many bytes a state takes in memory, at a cost that does not depend on its size."""
         ...
 
     def step(self, state: S, record: Record, now: int) -> tuple[S, Sequence[Outgoing]]:
@@ -88,7 +92,9 @@ class FoldLimits:
     moment's wait."""
     loaded: int = 100
     states: int = 4_000
-    """States kept in memory."""
+    """States kept in memory between two batches."""
+    state_bytes: int = 2**30
+    """Of these, about."""
     transaction_attempts: int = 5
     tick_seconds: float = 1.0
     skip_check_seconds: float = 2.0
@@ -154,7 +160,7 @@ class FoldEngine(Generic[S]):
         self._limits = limits or FoldLimits()
         self._owner = f"{instance}/{nonce or uuid.uuid4().hex[:12]}"
         self._partitions: dict[int, _Partition] = {}
-        self._states: OrderedDict[tuple[int, str], S] = OrderedDict()
+        self._states = Kept[S](self._limits.states, self._limits.state_bytes, consumer.weigh)
         self._told: dict[tuple[int, str], int] = {}
         """Waits that were reported already and whose fact has not come back yet."""
 
@@ -225,8 +231,7 @@ class FoldEngine(Generic[S]):
         await self.revoked(partitions)
 
     def _forget(self, partition: int) -> None:
-        for key in [key for key in self._states if key[0] == partition]:
-            del self._states[key]
+        self._states.forget(partition)
         for told in [told for told in self._told if told[0] == partition]:
             del self._told[told]
 
@@ -282,7 +287,7 @@ class FoldEngine(Generic[S]):
         missing: dict[int, list[str]] = {}
         for number, key in wanted:
             if (number, key) in self._states:
-                self._states.move_to_end((number, key))
+                self._states.use((number, key))
             elif number in self._partitions:
                 missing.setdefault(number, []).append(key)
         await asyncio.gather(*(self._load_from(number, keys) for number, keys in missing.items()))
@@ -290,7 +295,8 @@ class FoldEngine(Generic[S]):
     async def _load_from(self, number: int, keys: Sequence[str]) -> None:
         read = partial(self._read, self._partitions[number])
         states = await asyncio.gather(*(self._what.load(key, read) for key in keys))
-        self._states.update(zip([(number, key) for key in keys], states, strict=True))
+        for key, state in zip(keys, states, strict=True):
+            self._states[number, key] = state
 
     async def _read(self, partition: _Partition, fields: Sequence[str]) -> Sequence[bytes | None]:
         loaded = await self._store.load(partition.at.partition, fields)
@@ -390,8 +396,7 @@ class FoldEngine(Generic[S]):
             self._metrics.records.inc(batch.records)
             self._metrics.duplicates.inc(batch.duplicates)
             self._metrics.batch.observe(batch.records)
-        while len(self._states) > self._limits.states:
-            self._states.popitem(last=False)
+        self._states.shrink()
 
     def _changes(self, partition: _Partition, batch: _Batch[S]) -> Mapping[str, bytes | None]:
         """The fields that a batch changes."""

@@ -6,6 +6,7 @@ directory finds them there, unless CONVOY_KAFKA or CONVOY_REDIS says otherwise.
 
 import os
 import re
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -21,6 +22,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet
 from codeconvoy.orchestrator.settings import Settings, load_settings
+from codeconvoy.orchestrator.telemetry import tracing
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 from codeconvoy.schemas.registry import ConfluentRegistry
@@ -35,6 +37,8 @@ FLEET_FILE = "fleet.json"
 CONNECT_SECONDS = 3.0
 REDIS_SECONDS = 10.0
 """For one command; a slower Redis is as good as none."""
+CLIENT = "client"
+"""What a process is that is none of the fleet's: a command."""
 REDIS_CONNECTIONS = 32
 """Of one process."""
 _SECRET_OPTION = re.compile(r"password|secret|token|\.key\.pem|oauthbearer\.config|jaas", re.IGNORECASE)
@@ -233,8 +237,11 @@ def redis_unavailable(error: Exception) -> Unavailable:
 
 
 @asynccontextmanager
-async def connect(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[Fleet]:
-    """The fleet that the settings mean; its clients are closed at the end.
+async def connect(
+    settings: Settings, environment: Mapping[str, str], process: str = CLIENT, instance: str = ""
+) -> AsyncIterator[Fleet]:
+    """The fleet that the settings mean, for a process of this kind and name; its clients are closed at the
+    end.
 
     Raises:
         BadInput: a setting or a role can't be used.
@@ -260,7 +267,8 @@ async def connect(settings: Settings, environment: Mapping[str, str]) -> AsyncIt
     )
     try:
         await check_redis(redis)
-        yield fleet
+        with tracing(settings, process, instance or f"{socket.gethostname()}-{os.getpid()}") as told:
+            yield replace(fleet, tracing=told)
     finally:
         await bus.close()
         await redis.aclose()

@@ -1,7 +1,7 @@
 """Reads and writes the dead-letters topic and the topics that they came from: an operator's decisions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.orchestrator.submit import write
@@ -15,6 +15,7 @@ from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.bus import Outgoing, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import HEADER, all_letters, skip_mark
+from codeconvoy.workers.tracing import context_in
 
 READ_SECONDS = 5.0
 
@@ -29,6 +30,8 @@ class Letter:
     value: bytes
     told: DeadLetter
     """Where it came from, and why it was given up."""
+    context: Mapping[str, bytes] = field(default_factory=dict)
+    """The trace that it belongs to, as headers."""
     retried_to: str = ""
     """Where an operator has put it back."""
 
@@ -58,7 +61,7 @@ def told_by(records: Sequence[Record], codec: Codec) -> Mapping[str, Letter]:
             except Undecodable:
                 continue
             id_ = f"{record.partition}/{record.offset}"
-            found[id_] = Letter(id_, record.key, record.value, told)
+            found[id_] = Letter(id_, record.key, record.value, told, context_in(record.headers))
     return {id_: replace(letter, retried_to=marks.get(id_, "")) for id_, letter in found.items()}
 
 
@@ -74,7 +77,7 @@ async def retry(fleet: Fleet, chosen: Sequence[Letter]) -> None:
         if letter.retried_to:
             raise BadInput("ID", f"{letter.id} was put back already", "`convoy dlq list` shows what was not")
         told = letter.told
-        outputs.append(Outgoing(told.topic, letter.key, letter.value, partition=told.partition))
+        outputs.append(Outgoing(told.topic, letter.key, letter.value, letter.context, told.partition))
         where = f"{told.topic}/{told.partition}"
         outputs.append(Outgoing(fleet.topics.dead_letters, letter.id, b"", {RETRIED_TO: where.encode()}))
     if outputs:

@@ -52,6 +52,7 @@ from codeconvoy.workers.redact import BY_SHAPE, Redactor
 from codeconvoy.workers.roles.agents import make_agent
 from codeconvoy.workers.roles.role import Role
 from codeconvoy.workers.runner_worker import RunnerWorker
+from codeconvoy.workers.tracing import OFF, Tracing
 
 SERVICE_ROLES = (GIT_ROLE, RUNNER_ROLE)
 """Roles that need no agent: git in and out, and running tests."""
@@ -84,6 +85,7 @@ class Fleet:
     now: Callable[[], int] = now_ms
     redact: Redactor = BY_SHAPE
     """Knows the secrets of this process."""
+    tracing: Tracing = OFF
 
     def store(self, name: str) -> RedisStore:
         """Where the fold engine of this name keeps its states."""
@@ -100,7 +102,14 @@ class Fleet:
     def desk(self, agent_id: str) -> Desk:
         """What a worker works with."""
         return Desk(
-            self.codec, self.topics, self.projection(), self.bus.reader(), self.now, agent_id, self.redact
+            self.codec,
+            self.topics,
+            self.projection(),
+            self.bus.reader(),
+            self.now,
+            agent_id,
+            self.redact,
+            self.tracing,
         )
 
     async def prepare(self) -> None:
@@ -143,10 +152,10 @@ def make_process(fleet: Fleet, kind: str, role: str, instance: str, registry: Co
     folds: Mapping[str, Callable[[], tuple[FoldConsumer[Any], ...]]] = {
         "orchestrator": lambda: (Orchestrator(codec, topics, partial(check, roles=fleet.roles)),),
         "projector": lambda: (FileProjector(codec, topics), JobProjector(codec, topics)),
-        "detector": lambda: (Detector(codec, topics),),
+        "detector": lambda: (Detector(codec, topics, fleet.tracing),),
     }
     if kind == "worker":
-        chain = Chain(fleet.redis, fleet.redis_prefix, ModelMetrics(registry), time.monotonic)
+        chain = Chain(fleet.redis, fleet.redis_prefix, ModelMetrics(registry), time.monotonic, fleet.tracing)
         engines = [_pool(fleet, role, instance, families, health, chain)]
         return Process(role, instance, health, partial(_run_all, engines))
     if kind not in folds:
@@ -176,6 +185,7 @@ def _fold(
             now=fleet.now,
             metrics=metrics,
             health=health,
+            tracing=fleet.tracing,
         )
 
     return partial(_restarting, consumer.name, make, health)
@@ -217,6 +227,7 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
             attempts=RedisAttempts(fleet.redis, fleet.redis_prefix, group),
             limits=PoolLimits(slots=slots),
             redact=fleet.redact,
+            tracing=fleet.tracing,
         )
 
     return partial(_restarting, role, make, health)

@@ -10,9 +10,15 @@ from collections.abc import Callable
 from codeconvoy.workers.redact import Redact
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+TRACED_FORMAT = f"{FORMAT}%(trace)s"
 QUIET_SECONDS = 30.0
 MAX_REMEMBERED = 1_000
 logger = logging.getLogger(__name__)
+EXPORTERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+)
+"""The loggers of what sends spans away: it complains of each batch that it could not send."""
 _NUMBERS = re.compile(r"\d+")
 
 
@@ -40,8 +46,8 @@ class Unrepeated(logging.Filter):
 class Discreet(logging.Formatter):
     """Writes a record, its traceback included, without secrets."""
 
-    def __init__(self, redact: Redact) -> None:
-        super().__init__(FORMAT)
+    def __init__(self, redact: Redact, form: str = FORMAT) -> None:
+        super().__init__(form)
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
@@ -49,15 +55,18 @@ class Discreet(logging.Formatter):
         return self._redact(super().format(record))
 
 
-def log_to_stderr(level: str, redact: Redact) -> None:
-    """Log lines from this level on to stderr, and what ends a thread; the lines of the Kafka client
-    without repetitions."""
+def log_to_stderr(level: str, redact: Redact, traced: logging.Filter | None = None) -> None:
+    """Log lines from this level on to stderr, and what ends a thread; the lines of clients that repeat
+    themselves without repetitions. `traced` gives each record its `trace`, which ends its line."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Discreet(redact))
+    handler.setFormatter(Discreet(redact, FORMAT if traced is None else TRACED_FORMAT))
+    if traced is not None:
+        handler.addFilter(traced)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     threading.excepthook = _thread_ended
     kafka_client().setLevel(logging.NOTSET)
-    kafka_client().addFilter(Unrepeated())
+    for logger in (kafka_client(), *map(logging.getLogger, EXPORTERS)):
+        logger.addFilter(Unrepeated())
 
 
 def _thread_ended(args: threading.ExceptHookArgs) -> None:

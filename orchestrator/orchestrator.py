@@ -11,6 +11,8 @@ short.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from codeconvoy.schemas import ids, job_fold
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BadInput, Unencodable
@@ -41,6 +43,7 @@ from codeconvoy.workers import job_states
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.records import decoded
+from codeconvoy.workers.tracing import TRACEPARENT, Headers, carried, context_in, trace_of
 
 NAME = "orchestrator"
 GRACE_SECONDS = 30
@@ -80,25 +83,36 @@ class Orchestrator:
 
     def due(self, key: str, state: JobState, now: int) -> Sequence[Outgoing]:
         """Waits that have run out become facts; they count once they are folded."""
-        return [
+        passed = [
             self._fact(
                 state.job_id, DeadlinePassed(task_id=task_id, round=round_), now, task_id, round_, when
             )
             for when, task_id, round_ in state.waits()
             if when <= now
         ]
+        return carried(passed, _own_context(state))
 
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
         fact = decoded(self._codec, record, JobFact)
         after, commands = job_fold.fold(state, fact)
+        outputs: Sequence[Outgoing] | None = None
         if isinstance(fact.payload, JobSubmitted) and state.spec is None:
-            try:
-                self._check(fact.payload.spec)
-            except BadInput as bad:
-                refused = JobFinished(status=JobStatus.FAILED, reason=str(bad)[:MAX_REASON_CHARS])
-                return after, [self._fact(after.job_id, refused, now, "refused")]
-        return after, [output for command in commands for output in self._carry_out(after, command, now)]
+            if submitted := context_in(record.headers):
+                after = msgspec.structs.replace(after, trace=submitted[TRACEPARENT].decode())
+            outputs = self._refusal(after, fact.payload, now)
+        if outputs is None:
+            outputs = [output for command in commands for output in self._carry_out(after, command, now)]
+        return after, carried(outputs, _cause(after, record))
+
+    def _refusal(self, job: JobState, submitted: JobSubmitted, now: int) -> Sequence[Outgoing] | None:
+        """The end of a job that can't be run here."""
+        try:
+            self._check(submitted.spec)
+        except BadInput as bad:
+            refused = JobFinished(status=JobStatus.FAILED, reason=str(bad)[:MAX_REASON_CHARS])
+            return [self._fact(job.job_id, refused, now, "refused")]
+        return None
 
     def _carry_out(self, job: JobState, command: Command, now: int) -> Sequence[Outgoing]:
         match command:
@@ -167,3 +181,18 @@ class Orchestrator:
             logger.error("%s about %.200r is left out: %s", event_type, command.path, error)
             return ()
         return (Outgoing(self._topics.events, file_key(task.workspace, command.path), value),)
+
+
+def _own_context(job: JobState) -> Headers:
+    """The trace context of a job's submission; empty where it had none."""
+    return {TRACEPARENT: job.trace.encode()} if job.trace else {}
+
+
+def _cause(job: JobState, record: Record) -> Headers:
+    """The context for what is written because of a record: the record's own where that is of the job's
+    trace. Another job's work, a person or a client of another kind may have moved this job too: what it
+    does then still belongs to its own trace."""
+    if not job.trace:
+        return context_in(record.headers)
+    own, context = _own_context(job), context_in(record.headers)
+    return context if trace_of(context) == trace_of(own) else own

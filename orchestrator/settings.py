@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     group_protocol: Literal["classic", "consumer"] = "classic"
     """Kafka's rebalance protocol; `consumer` is KIP-848."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otel_endpoint: Annotated[str, Field(pattern=r"\A(https?://\S+)?\z", repr=False)] = ""
+    """URL of an OpenTelemetry collector that takes OTLP over HTTP; empty: no spans are told."""
     openai_api_key: SecretStr | None = Field(None, validation_alias=_vendor("OPENAI_API_KEY"))
     openai_base_url: str = Field("", validation_alias=_vendor("OPENAI_BASE_URL"))
     """Of any server that speaks OpenAI's API; empty: OpenAI's own."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from opentelemetry.trace import SpanKind
+
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.orchestrator.job_file import check, job_id_for, load
 from codeconvoy.schemas import ids
@@ -108,7 +110,15 @@ async def submit(fleet: Fleet, spec: JobSpec, submitted_by: str) -> str:
     """
     nonce = uuid.uuid4().hex
     job_id = job_id_for(spec, nonce)
-    await say(fleet, job_id, JobSubmitted(spec=spec, submitted_by=submitted_by), nonce)
+    told = {
+        "messaging.system": "kafka",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": fleet.topics.jobs,
+        "convoy.job.id": job_id,
+    }
+    with fleet.tracing.begin("convoy.submit", {}, SpanKind.PRODUCER, told):
+        await say(fleet, job_id, JobSubmitted(spec=spec, submitted_by=submitted_by), nonce)
     return job_id
 
 
@@ -130,7 +140,8 @@ async def say(fleet: Fleet, job_id: str, payload: FactPayload, nonce: str) -> No
         source=SOURCE,
         payload=payload,
     )
-    await write(fleet, [Outgoing(fleet.topics.jobs, job_id, fleet.codec.encode(fact))])
+    fact_record = Outgoing(fleet.topics.jobs, job_id, fleet.codec.encode(fact))
+    await write(fleet, fleet.tracing.stamped([fact_record]))
 
 
 async def write(fleet: Fleet, outputs: Sequence[Outgoing]) -> None:

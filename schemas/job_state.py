@@ -237,6 +237,8 @@ class JobState(_State, frozen=True, kw_only=True):
     """The task that spoke last of each event of this job. Follows from what the tasks hold."""
     deadlines: PersistentHeap = msgspec.field(default_factory=PersistentHeap)
     """Of dispatched tasks, with their ids; the first one stands, later ones may be over. Likewise."""
+    trace: str = ""
+    """The W3C `traceparent` of its submission. No rule of the fold looks at it."""
 
     @property
     def ended(self) -> bool:

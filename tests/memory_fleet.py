@@ -37,6 +37,7 @@ from codeconvoy.workers.git_worker import GitWorker
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import FileProjector, JobProjector
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Role, RoleKind, Vote
+from codeconvoy.workers.tracing import OFF, Tracing
 
 CODEC = Codec.create()
 TURN_SECONDS = 0.005
@@ -81,6 +82,7 @@ class MemoryFleet:
     topics: Topics = field(default_factory=partial(Topics, partitions=2))
     bus: MemoryBus = field(default_factory=MemoryBus)
     stores: dict[str, MemoryStore] = field(default_factory=dict)
+    tracing: Tracing = OFF
 
     @property
     def roles(self) -> Mapping[str, Role]:
@@ -110,7 +112,7 @@ class MemoryFleet:
             Orchestrator(CODEC, self.topics, partial(check, roles=self.roles)),
             FileProjector(CODEC, self.topics),
             JobProjector(CODEC, self.topics),
-            Detector(CODEC, self.topics),
+            Detector(CODEC, self.topics, self.tracing),
         ]
         tasks = [
             asyncio.create_task(self._fold(consumer).run(stop))
@@ -138,11 +140,13 @@ class MemoryFleet:
             metrics=EngineMetrics(Families(CollectorRegistry()), consumer.name),
             health=Health(time.monotonic),
             limits=FoldLimits(poll_seconds=TURN_SECONDS, tick_seconds=TURN_SECONDS),
+            tracing=self.tracing,
         )
 
     def _pool(self, role: str) -> PoolEngine:
         bus = self.bus.another()
-        desk = Desk(CODEC, self.topics, self.projection(), bus.reader(), now_ms, f"{role}/1")
+        reader, agent = bus.reader(), f"{role}/1"
+        desk = Desk(CODEC, self.topics, self.projection(), reader, now_ms, agent, tracing=self.tracing)
         handler: Any = GitWorker(desk, CODEC, self.cache)
         if role != "git":
             handler = AgentWorker(self.roles[role], _Agent(self.agents[role]), desk, CODEC)
@@ -158,7 +162,10 @@ class MemoryFleet:
             metrics=EngineMetrics(Families(CollectorRegistry()), role),
             health=Health(time.monotonic),
             attempts=MemoryAttempts(),
-            limits=PoolLimits(poll_seconds=TURN_SECONDS, beat_seconds=TURN_SECONDS),
+            limits=PoolLimits(
+                poll_seconds=TURN_SECONDS, beat_seconds=TURN_SECONDS, retry_seconds=TURN_SECONDS
+            ),
+            tracing=self.tracing,
         )
 
     async def settle(self, without: str = "") -> None:
@@ -195,6 +202,10 @@ class MemoryFleet:
     async def do(self, job_id: str, spec: JobSpec) -> JobState:
         """Submit a job, and wait for its end."""
         await self.tell(job_id, JobSubmitted(spec=spec))
+        return await self.end_of(job_id)
+
+    async def end_of(self, job_id: str) -> JobState:
+        """Wait for a job's end."""
 
         async def ended() -> JobState | None:
             job = await self.projection().job(job_id)

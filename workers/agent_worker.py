@@ -52,6 +52,7 @@ class AgentWorker:
     async def handle(self, record: Record) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)
+        self._desk.tracing.describe(task)
         if await self._desk.is_void(task):
             return ()
         clock = asyncio.get_running_loop().time

@@ -36,6 +36,7 @@ from codeconvoy.workers.positions import Ends
 from codeconvoy.workers.projection import FileView, Projection, Wanted
 from codeconvoy.workers.redact import BY_SHAPE, Redact
 from codeconvoy.workers.roles.role import Version
+from codeconvoy.workers.tracing import OFF, Tracing
 
 _OVER = frozenset((TaskStatus.CANCELLED, TaskStatus.FAILED, TaskStatus.REPORTED, TaskStatus.DONE))
 """Its word is on the log, and with it the offset of its record; or nobody waits for it."""
@@ -64,6 +65,7 @@ class Desk:
     agent_id: str
     redact: Redact = BY_SHAPE
     """Takes the secrets out of what agents and programs say in their own words."""
+    tracing: Tracing = OFF
     _ends: Ends = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +110,13 @@ class Desk:
         Raises:
             Unavailable: the projection is too far behind, or the files change too fast.
         """
+        told = {"convoy.context.files": len(wanted), "convoy.context.must_see": len(task.must_see)}
+        with self.tracing.span("convoy.context", told):
+            return await self._views(task, wanted, known)
+
+    async def _views(
+        self, task: Task, wanted: Wanted, known: Mapping[str, FileView]
+    ) -> Mapping[str, FileView]:
         points = [*task.must_see, *await self._ends_of(task.workspace, wanted)]
         before = await self.projection.views(task.workspace, wanted, points, known)
         if len(before) < 2:
@@ -220,6 +229,8 @@ class Desk:
         self, task: Task, reason: str, *, retryable: bool, over_budget: bool = False
     ) -> Sequence[Outgoing]:
         """The task's word that it could not be done."""
+        self.tracing.fail("TaskFailed")
+        self.tracing.note({"convoy.task.retryable": retryable})
         word = TaskFailed(
             task_id=task.task_id,
             round=task.round,

@@ -16,6 +16,7 @@ It never waits for a model or a person: those answer with events.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -43,6 +44,7 @@ from codeconvoy.workers.projector import empty_history
 from codeconvoy.workers.records import decoded
 from codeconvoy.workers.report import Author, Pen, Report
 from codeconvoy.workers.resolution.strategies import CLAIMS, ClaimNeeded, Outcome, Resolved
+from codeconvoy.workers.tracing import OFF, Tracing
 
 NAME = DETECTOR
 MAX_REASON = 2_000
@@ -65,7 +67,8 @@ class Detector:
 
     name = NAME
 
-    def __init__(self, codec: Codec, topics: Topics) -> None:
+    def __init__(self, codec: Codec, topics: Topics, tracing: Tracing = OFF) -> None:
+        self._tracing = tracing
         self._codec, self._pen = codec, Pen(codec, topics)
         self.topic = topics.events
 
@@ -146,19 +149,26 @@ class Detector:
         history = report.after
         heads = history.heads
         policy = policy_of(history, heads)
-        outcome = outcome_of(history, heads, policy.strategies, policy.default, ())
-        if isinstance(outcome, ClaimNeeded) and len(heads) > 2:
-            heads = pair_of(history)
+        with self._resolving(history):
             outcome = outcome_of(history, heads, policy.strategies, policy.default, ())
-        return self._claim(report, tuple(sorted(heads)), outcome, 1, policy)
+            if isinstance(outcome, ClaimNeeded) and len(heads) > 2:
+                heads = pair_of(history)
+                outcome = outcome_of(history, heads, policy.strategies, policy.default, ())
+            return self._claim(report, tuple(sorted(heads)), outcome, 1, policy)
 
     def _next(self, report: Report, claim: Claim, reason: str) -> str:
         tried = (*claim.tried, Tried(strategy=claim.strategy, reason=reason[:MAX_REASON]))
         policy = policy_of(report.after, claim.heads)
         # The last attempt that the fold allows must settle it, or the claim would never end.
         remaining = claim.remaining if claim.attempt + 1 < MAX_ATTEMPTS else ()
-        outcome = outcome_of(report.after, claim.heads, remaining, claim.default, tried)
-        return self._claim(report, claim.heads, outcome, claim.attempt + 1, policy)
+        with self._resolving(report.after):
+            outcome = outcome_of(report.after, claim.heads, remaining, claim.default, tried)
+            return self._claim(report, claim.heads, outcome, claim.attempt + 1, policy)
+
+    def _resolving(self, history: FileHistory) -> AbstractContextManager[object]:
+        """Tells how long the strategies take that answer at once."""
+        told = {"convoy.workspace": history.workspace, "convoy.path": history.path}
+        return self._tracing.span("convoy.resolve", told)
 
     def _claim(
         self, report: Report, heads: tuple[str, ...], outcome: Outcome, attempt: int, policy: Policy
@@ -186,7 +196,16 @@ class Detector:
         if isinstance(outcome, Resolved):
             resolved = self._resolution(author, history, outcome, detected, policy, now)
             written = [*written, *resolved] if written and resolved else []
-        report.outputs.extend(written)
+        self._tracing.note(
+            {
+                "convoy.conflict.id": conflict_id,
+                "convoy.conflict.heads": len(heads),
+                "convoy.conflict.attempt": attempt,
+                "convoy.conflict.strategy": str(outcome.strategy),
+                "convoy.conflict.resolved": isinstance(outcome, Resolved),
+            }
+        )
+        report.outputs.extend(self._tracing.stamped(written))
         return conflict_id if written else ""
 
     def _resolution(

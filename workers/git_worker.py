@@ -42,6 +42,7 @@ class GitWorker:
     async def handle(self, record: Record) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)
+        self._desk.tracing.describe(task)
         if await self._desk.is_void(task):
             return ()
         try:
@@ -137,7 +138,9 @@ class GitWorker:
             source = open_source(work.repository, work.commit, self._cache)
             return write_branch(source, work.commit, commits, work.branch)
 
-        written = await asyncio.to_thread(write)
+        told = {"convoy.publish.files": len(work.paths), "convoy.publish.commits": len(commits)}
+        with self._desk.tracing.span("convoy.publish", told):
+            written = await asyncio.to_thread(write)
         result = Published(
             branch=written.branch, commit=written.commit, base_commit=work.commit, commits=written.count
         )

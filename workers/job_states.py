@@ -64,6 +64,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How many there are; likewise:"""
     units: int
     files: int
+    trace: str = ""
 
 
 class _Standing(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -149,6 +150,7 @@ def dump(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
         tasks=len(after.tasks),
         units=len(after.units),
         files=len(after.files),
+        trace=after.trace,
     )
     changes: dict[str, bytes | None] = {job_field(job_id): _pack(header)}
     for name in _PARTS:
@@ -259,6 +261,7 @@ def _job(job_id: str, header: _Header, values: Sequence[bytes | None]) -> JobSta
         tally=header.tally,
         facts=header.facts,
         updated_at=header.updated_at,
+        trace=header.trace,
         **parts,
     )
     tasks = [

@@ -49,6 +49,7 @@ class RunnerWorker:
     async def handle(self, record: Record) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)
+        self._desk.tracing.describe(task)
         if await self._desk.is_void(task):
             return ()
         work = task.work

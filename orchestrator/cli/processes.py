@@ -20,6 +20,7 @@ from codeconvoy.orchestrator.fleet import make_process
 from codeconvoy.orchestrator.logs import log_to_stderr
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.orchestrator.status_server import StatusServer
+from codeconvoy.orchestrator.telemetry import Traced
 
 PANEL = "Processes of a fleet"
 NO_METRICS = -1
@@ -104,14 +105,15 @@ def run_process(kind: str, role: str, instance: str, metrics_port: int | None, s
         Unavailable: broker, Redis or the metrics port can't be used.
     """
     settings = load_settings()
-    log_to_stderr(settings.log_level, find_redactor(os.environ))
+    traced = Traced() if settings.otel_endpoint else None
+    log_to_stderr(settings.log_level, find_redactor(os.environ), traced)
     port = settings.metrics_port if metrics_port is None else metrics_port
     name = instance or f"{socket.gethostname()}-{os.getpid()}"
 
     async def run() -> None:
         stop = asyncio.Event()
         _stop_on_signals(stop, supervised)
-        async with connect(settings, os.environ) as fleet:
+        async with connect(settings, os.environ, f"{kind} {role}".strip(), name) as fleet:
             await fleet.prepare()
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)

@@ -31,6 +31,7 @@ from codeconvoy.workers.engine.metrics import EngineMetrics
 from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.engine.starts import readable
 from codeconvoy.workers.engine.state import LIVE, StateStore, Write
+from codeconvoy.workers.tracing import OFF, Tracing, carried, context_in
 
 S = TypeVar("S")
 
@@ -150,6 +151,7 @@ class FoldEngine(Generic[S]):
         health: Health,
         limits: FoldLimits | None = None,
         nonce: str = "",
+        tracing: Tracing = OFF,
     ) -> None:
         """`nonce` is what no other engine has, drawn at random where it is empty."""
         self._what = consumer
@@ -157,6 +159,7 @@ class FoldEngine(Generic[S]):
         self._codec = codec
         self._group, self._instance, self._dead_letters = group, instance, dead_letters
         self._now, self._metrics, self._health = now, metrics, health
+        self._tracing = tracing
         self._limits = limits or FoldLimits()
         self._owner = f"{instance}/{nonce or uuid.uuid4().hex[:12]}"
         self._partitions: dict[int, _Partition] = {}
@@ -256,11 +259,10 @@ class FoldEngine(Generic[S]):
                     continue
                 self._metrics.dead_letters.inc()
                 if record.offset >= partition.live_from:
-                    batch.outputs.append(
-                        letter_of(
-                            self._codec, self._dead_letters, record, undecodable, self._group, self._now()
-                        )
+                    letter = letter_of(
+                        self._codec, self._dead_letters, record, undecodable, self._group, self._now()
                     )
+                    batch.outputs.extend(carried([letter], context_in(record.headers)))
             batch.position = record.offset + 1
         return {
             number: batch
@@ -272,14 +274,21 @@ class FoldEngine(Generic[S]):
         key = record.key
         known = batch.states.get(key)
         before = known if known is not None else self._states[partition.at.partition, key]
-        state, outputs = self._what.step(before, record, self._now())
+        is_live = record.offset >= partition.live_from
+        if is_live and record.headers:
+            # What is written because of a record belongs to the record's trace.
+            with self._tracing.within(record.headers):
+                state, outputs = self._what.step(before, record, self._now())
+            outputs = carried(outputs, context_in(record.headers))
+        else:
+            state, outputs = self._what.step(before, record, self._now())
         if known is None:
             batch.before[key] = before
         if state is before:
             batch.duplicates += 1
         batch.states[key] = state
         batch.records += 1
-        if record.offset >= partition.live_from:
+        if is_live:
             batch.outputs.extend(outputs)
 
     async def _load(self, wanted: Iterable[tuple[int, str]]) -> None:

@@ -37,6 +37,7 @@ from codeconvoy.workers.engine.results import Result, Results
 from codeconvoy.workers.engine.starter import Starter
 from codeconvoy.workers.engine.starts import readable
 from codeconvoy.workers.redact import Redact
+from codeconvoy.workers.tracing import OFF, Tracing, carried, context_in
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +120,14 @@ class PoolEngine:
         attempts: Attempts,
         limits: PoolLimits | None = None,
         redact: Redact = str,
+        tracing: Tracing = OFF,
     ) -> None:
         self._handler, self._bus, self._codec = handler, bus, codec
         self._topic, self._group, self._instance = topic, group, instance
         self._dead_letters, self._now = dead_letters, now
         self._metrics, self._health, self._attempts = metrics, health, attempts
         self._limits, self._redact = limits or PoolLimits(), redact
+        self._tracing = tracing
         self._assigned: dict[int, Assignment] = {}
         self._lanes = Lanes(self._limits.slots)
         self._starter = Starter(
@@ -137,7 +140,13 @@ class PoolEngine:
         )
         self._polled_at = self._trusted_from = 0.0
         self._results = Results(
-            self._assigned, group, attempts, metrics, self._letter_of_result, self._limits.beat_seconds
+            self._assigned,
+            group,
+            attempts,
+            metrics,
+            self._letter_of_result,
+            self._limits.beat_seconds,
+            tracing,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -289,7 +298,7 @@ class PoolEngine:
         job, task = lane.running, lane.task
         assert job is not None and task is not None, "begun by _begin"
         try:
-            self._results.add(Result(job, await self._outputs(job)))
+            self._results.add(Result(job, await self._traced(job)))
             await self._note_end(job)
         except AWAY as away:
             await self._note_end(job)
@@ -316,13 +325,19 @@ class PoolEngine:
             except Unavailable as away:
                 logger.warning("%s stays noted as begun alone: %s", job.at, away)
 
+    async def _traced(self, job: Job) -> Sequence[Outgoing]:
+        """What comes of a task, in the trace of its record: a task that comes again hangs where it hung."""
+        deliveries = 1 + job.attempt.crashes + job.attempt.deaths + job.retries
+        with self._tracing.task(job.record, self._group, deliveries):
+            return await self._outputs(job)
+
     async def _outputs(self, job: Job) -> Sequence[Outgoing]:
         """What comes of a task; a dead letter where nothing can."""
         record, clock = job.record, asyncio.get_running_loop().time
         try:
             began = clock()
             try:
-                outputs = await self._handler.handle(record)
+                outputs = self._tracing.stamped(await self._handler.handle(record), record.headers)
             finally:
                 self._metrics.task_seconds.observe(clock() - began)
             check_limits(outputs, None)
@@ -332,7 +347,9 @@ class PoolEngine:
             if not undecodable.is_garbage:
                 raise
             self._metrics.dead_letters.inc()
-            return [letter_of(self._codec, self._dead_letters, record, undecodable, self._group, self._now())]
+            self._tracing.fail(type(undecodable).__name__)
+            letter = letter_of(self._codec, self._dead_letters, record, undecodable, self._group, self._now())
+            return carried([letter], context_in(record.headers))
         except TooLarge as too_large:
             return self._given_up(job, "too_large", str(too_large), 1)
         except Exception as error:
@@ -347,7 +364,9 @@ class PoolEngine:
         letter = dead_letter(
             self._codec, self._dead_letters, job.record, reason, said, attempts, self._group, self._now()
         )
-        return [letter, *self._handler.gave_up(job.record, said)]
+        outputs = [letter, *self._handler.gave_up(job.record, said)]
+        self._tracing.fail(reason)
+        return carried(outputs, context_in(job.record.headers))
 
     def _letter_of_result(self, result: Result, reason: str) -> Result:
         """What is written in the place of outputs that the broker refuses."""

@@ -21,6 +21,7 @@ from codeconvoy.workers.engine.attempts import Attempts
 from codeconvoy.workers.engine.bus import Consumer, GroupToken, Outgoing, Producer, TopicPartition
 from codeconvoy.workers.engine.lanes import Assignment, Job, Key
 from codeconvoy.workers.engine.metrics import EngineMetrics
+from codeconvoy.workers.tracing import OFF, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +58,11 @@ class Results:
         metrics: EngineMetrics,
         give_up: Callable[[Result, str], Result],
         beat_seconds: float,
+        tracing: Tracing = OFF,
     ) -> None:
         self._assigned, self._group, self._attempts = assigned, group, attempts
         self._metrics, self._give_up, self._beat = metrics, give_up, beat_seconds
+        self._tracing = tracing
         self._waiting: list[Result] = []
         self._touched: set[int] = set()
         """Partitions whose offset moves, maybe without a result."""
@@ -210,7 +213,8 @@ class Results:
         self._touched -= done.keys()
         outputs = [output for result in results for output in result.outputs]
         try:
-            await self._producer.transaction(outputs, points, self._group, token)
+            with self._tracing.commit(self._group, [result.outputs for result in results]):
+                await self._producer.transaction(outputs, points, self._group, token)
         except Aborted as aborted:
             logger.warning("a transaction of %s results was aborted: %s", len(results), aborted)
             self._metrics.aborts.inc()

@@ -31,7 +31,9 @@ from codeconvoy.workers.llm.provider import FINAL, Call, CallFailed, Provider, R
 from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
 from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies
 from codeconvoy.workers.llm.retry import RetryingProvider
+from codeconvoy.workers.llm.traced import TracedProvider, WatchedProvider
 from codeconvoy.workers.roles.role import Role
+from codeconvoy.workers.tracing import OFF, Tracing
 
 KEEP_SECONDS = 3_600
 """How long a breaker or a line that nobody uses is remembered."""
@@ -81,6 +83,7 @@ class Chain:
     prefix: str
     metrics: ModelMetrics
     clock: Callable[[], float]
+    tracing: Tracing = OFF
     _is_shared: bool = field(default=True, init=False)
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     """Failures that only somebody who sets things up can end, by provider: said once."""
@@ -95,14 +98,17 @@ class Chain:
         rates = Rates(
             float(role.options.get("requests_per_minute", 0)), float(role.options.get("tokens_per_minute", 0))
         )
-        waited = self.metrics.line_seconds.labels(role.model).observe
-        counted = CountedProvider(provider, role.model, self.metrics)
-        limited = LimitedProvider(counted, server, self._cells("line", LineState), rates, waited)
+        traced = TracedProvider(provider, role.options.get("base_url", ""), self.tracing)
+        counted = CountedProvider(traced, role.model, self.metrics)
+        limited = LimitedProvider(
+            counted, server, self._cells("line", LineState), rates, self._waited(role.model)
+        )
         breaking = BreakingProvider(limited, server, self._cells("breaker", BreakerState), limits)
+        watched = WatchedProvider(breaking, self.tracing)
         replies = RedisReplies(
             self.redis, self.prefix, int(role.options.get("reply_ttl_seconds", TTL_SECONDS))
         )
-        return RecordedProvider(RetryingProvider(breaking), server, replies, self.metrics)
+        return RecordedProvider(RetryingProvider(watched), server, replies, self.metrics, self.tracing)
 
     def count(self, problem: Problem) -> None:
         """Count a flaw of an answer."""
@@ -116,6 +122,19 @@ class Chain:
             logger.warning(
                 "%s does not take our calls, so %s is asked: %s", switch.name, switch.following, switch.reason
             )
+
+    def _waited(self, model: str) -> Callable[[float], None]:
+        """What is told of the seconds that a call waits for its place in line."""
+        seconds = self.metrics.line_seconds.labels(model)
+
+        def waited(wait: float) -> None:
+            seconds.observe(wait)
+            if wait > 0:
+                self.tracing.event(
+                    "convoy.line", {"gen_ai.request.model": model, "convoy.line.seconds": wait}
+                )
+
+        return waited
 
     def _cells(self, what: str, kind: type[S]) -> Cells[S]:
         shared = RedisCells(self.redis, f"{self.prefix}:{what}", kind, KEEP_SECONDS)

@@ -19,6 +19,7 @@ from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.scripts import reached
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, Provider, Reply, fingerprint
+from codeconvoy.workers.tracing import OFF, Tracing
 
 TTL_SECONDS = 3_600
 LEASE_SECONDS = 15.0
@@ -102,10 +103,18 @@ class RedisReplies:
 class RecordedProvider:
     """A provider that asks nothing twice."""
 
-    def __init__(self, provider: Provider, name: str, store: ReplyStore, metrics: ModelMetrics) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        name: str,
+        store: ReplyStore,
+        metrics: ModelMetrics,
+        tracing: Tracing = OFF,
+    ) -> None:
         """`name` tells servers apart that speak the same API."""
         self.name = provider.name
-        self._provider, self._server, self._store, self._metrics = provider, name, store, metrics
+        self._provider, self._server, self._store = provider, name, store
+        self._metrics, self._tracing = metrics, tracing
 
     async def call(self, request: Call) -> Reply:
         """See `Provider`."""
@@ -113,17 +122,17 @@ class RecordedProvider:
         try:
             kept = await self._kept(prompt, request)
         except Unavailable:
-            self._metrics.replies.labels("away").inc()
+            self._count("away")
             return await self._provider.call(request)
         if isinstance(kept, Reply):
             return kept
-        self._metrics.replies.labels("miss").inc()
+        self._count("miss")
         async with self._held(prompt, kept):
             reply = await self._provider.call(request)
             try:
                 await self._store.put(prompt, reply)
             except Unavailable:
-                self._metrics.replies.labels("away").inc()
+                self._count("away")
         return reply
 
     async def _kept(self, prompt: str, request: Call) -> Reply | str:
@@ -135,7 +144,7 @@ class RecordedProvider:
         waited = False
         while True:
             if (reply := await self._store.get(prompt)) is not None:
-                self._metrics.replies.labels("wait" if waited else "hit").inc()
+                self._count("wait" if waited else "hit")
                 return reply
             if await self._store.hold(prompt, holder):
                 # The holder before may have written its reply since the look.
@@ -170,7 +179,11 @@ class RecordedProvider:
             try:
                 await self._store.let_go(prompt, holder)
             except Unavailable:
-                self._metrics.replies.labels("away").inc()
+                self._count("away")
+
+    def _count(self, how: str) -> None:
+        self._metrics.replies.labels(how).inc()
+        self._tracing.event("convoy.recorded_reply", {"convoy.recorded_reply.how": how})
 
     async def close(self) -> None:
         """See `Provider`."""

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 from pygit2 import Oid
 
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.workers.resolution.object_store import GaveUp, Merged, ObjectStore, object_store
+from codeconvoy.workers.resolution.object_store import Clash, GaveUp, Merged, ObjectStore, object_store
 
 
 def merge_heads(history: FileHistory, heads: tuple[str, ...]) -> Merged | GaveUp:
@@ -41,6 +41,17 @@ def merge_heads(history: FileHistory, heads: tuple[str, ...]) -> Merged | GaveUp
                 name=head,
             )
         return merged
+
+
+def clash_of(history: FileHistory, heads: tuple[str, ...]) -> Clash | GaveUp:
+    """What `merge_heads` could not merge of two heads. Sides are sorted by event id."""
+    one, other = sorted(heads)
+    needed = _needed(history, (one, other))
+    if isinstance(needed, GaveUp):
+        return needed
+    with object_store() as store:
+        commits = _mirror(store, history, needed)
+        return store.clash(commits[one], commits[other])
 
 
 def _mirror(store: ObjectStore, history: FileHistory, needed: set[str]) -> dict[str, Oid]:

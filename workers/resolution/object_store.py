@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pygit2
 from pygit2 import IndexEntry, Oid, Signature
-from pygit2.enums import FileMode, MergeFlag
+from pygit2.enums import FileMode, MergeFileFlag, MergeFlag
 
 _NAME = "file"
 """Every commit's tree holds this one file, or none: a rename can't be mistaken for anything."""
@@ -33,6 +33,17 @@ class GaveUp:
     """A strategy has no answer for these heads, and why."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """What git could not merge: three contents, of which both sides changed the same lines."""
+
+    base: bytes | None
+    """What the sides have in common, by git's recursive merge: of several bases a merged one."""
+    sides: tuple[bytes, bytes]
+    executable: bool
+    """The merged executable bit, which does not clash."""
 
 
 class ObjectStore:
@@ -64,6 +75,35 @@ class ObjectStore:
         for entry in index:
             return Merged(self._objects.content(entry.id), entry.mode == FileMode.BLOB_EXECUTABLE)
         return Merged(None, False)
+
+    def clash(self, ours: Oid, theirs: Oid) -> Clash | GaveUp:
+        """What is left of two commits for somebody else to merge, line by line."""
+        index = self._repository.merge_commits(ours, theirs, flags=MergeFlag(0))
+        if index.conflicts is None:
+            return GaveUp("git merges these sides: there is no conflicting region")
+        base, *sides = next(iter(index.conflicts))
+        if any(side is None for side in sides):
+            return GaveUp(_reason(base, *sides))
+        modes = {entry.mode == FileMode.BLOB_EXECUTABLE for entry in sides}
+        if base is None and len(modes) > 1:
+            return GaveUp("both sides created the file, and only one of them made it executable")
+        if len(modes) > 1:
+            modes.discard(base.mode == FileMode.BLOB_EXECUTABLE)
+        one, other = (self._objects.content(entry.id) for entry in sides)
+        origin = None if base is None else self._objects.content(base.id)
+        return Clash(origin, (one, other), modes.pop())
+
+    def in_regions(self, base: bytes, ours: bytes, theirs: bytes) -> bytes:
+        """git's merge of three texts, where they clash between markers that hold the base as well
+        (`zdiff3`: what both sides have in common at the ends of a region is not in it)."""
+        root = self.commit(base, executable=False, parents=(), time=0, name="base")
+        one, other = (
+            self.commit(text, executable=False, parents=(root,), time=1, name=name)
+            for name, text in (("ours", ours), ("theirs", theirs))
+        )
+        flags = MergeFileFlag.STYLE_ZDIFF3 | MergeFileFlag.ACCEPT_CONFLICTS
+        index = self._repository.merge_commits(one, other, flags=MergeFlag(0), file_flags=flags)
+        return next(self._objects.content(entry.id) for entry in index)
 
     def marked(self, base: bytes | None, ours: bytes, theirs: bytes) -> bytes:
         """git's merge of two texts, where they clash between conflict markers."""

@@ -17,11 +17,11 @@ from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import VerdictKind
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key
+from codeconvoy.workers.conflicts import BY_HAND
 from codeconvoy.workers.engine.bus import Bus, Outgoing
 from codeconvoy.workers.projection import Projection
 from codeconvoy.workers.resolution.validate import objections
 
-ROLE = "human"
 VERDICT_SECONDS = 30.0
 POLL_SECONDS = 0.1
 
@@ -126,7 +126,7 @@ def resolution(
         task_id=claim.conflict_id,
         round=claim.attempt,
         agent_id=author,
-        role=ROLE,
+        role=BY_HAND,
         timestamp=now,
         parent_event_ids=parents,
         policy=later.edit.policy,

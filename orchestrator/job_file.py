@@ -101,6 +101,7 @@ def problems(spec: JobSpec, roles: Mapping[str, Role]) -> Iterator[BadInput]:
         yield from _task(task, f"tasks[{i}]", roles)
     yield from _pipeline(spec, roles)
     yield from _strategies(spec)
+    yield from _merge(spec, roles)
     yield from _limits(spec)
     yield from _test_command(spec.test_command)
 
@@ -189,6 +190,19 @@ def _strategies(spec: JobSpec) -> Iterator[BadInput]:
             f"{spec.human.default!s} may have no answer",
             f"Use one of: {', '.join(sorted(WRITER_WINS))}",
         )
+
+
+def _merge(spec: JobSpec, roles: Mapping[str, Role]) -> Iterator[BadInput]:
+    """Who merges is there, and somebody does its work: a merger that ships has no provider yet."""
+    lists = (spec.strategies, *(override.strategies for override in spec.overrides))
+    if not any(Strategy.SEMANTIC in strategies for strategies in lists):
+        return
+    name = spec.pipeline.merge
+    yield from _role(name, "pipeline.merge", RoleKind.MERGE, roles)
+    if name in roles and not roles[name].provider:
+        reason = f"{name!r}, which `semantic` asks, has no provider"
+        remedy = "Give it one in the roles file (CONVOY_ROLES), or leave semantic out of the strategies"
+        yield BadInput("pipeline.merge", reason, remedy)
 
 
 def _limits(spec: JobSpec) -> Iterator[BadInput]:

@@ -55,6 +55,10 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, gc
     """Base of every record on a log: immutable, by keyword only, and never part of a cycle."""
 
 
+TASKED = frozenset({Strategy.SEMANTIC, Strategy.REWORK})
+"""Strategies that an agent carries out: the job of the later edit has a task of it."""
+
+
 class Read(_Record, frozen=True, kw_only=True):
     """One entry of a read set: the version of another file that an agent's context held."""
 
@@ -112,6 +116,7 @@ class Policy(_Record, frozen=True, kw_only=True):
 
     strategies: tuple[Strategy, ...]
     rework_seconds: int = 600
+    """For an agent: of the strategies `rework` and `semantic`."""
     human_seconds: int = 86_400
     default: Strategy = Strategy.FIRST_WRITER_WINS
 

@@ -256,7 +256,7 @@ class FileForked(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codec
     attempt: int
     deadline: int
     loser_task: str
-    """The task of the later head: whose work is reconciled where the strategy is `rework`."""
+    """The task of the later head: its job has the work reconciled, where an agent does that."""
     loser_role: str
     own: str = ""
     """The head that holds the loser's work."""

@@ -11,7 +11,7 @@ the same.
 import msgspec
 
 from codeconvoy.schemas import budget, ids
-from codeconvoy.schemas.events import Strategy
+from codeconvoy.schemas.events import TASKED, Strategy
 from codeconvoy.schemas.job_ends import end_if_over, give_up, on_published
 from codeconvoy.schemas.job_facts import (
     CallBegun,
@@ -300,8 +300,9 @@ def _on_forked(step: Step, fact: FileForked) -> None:
     )
     step.put_file(fact.path, forked=True, partition=fact.partition, offset=fact.offset)
     loser = step.tasks.get(fact.loser_task)
-    if fact.strategy is not Strategy.REWORK or loser is None:
+    if fact.strategy not in TASKED or loser is None:
         return
+    role = step.spec.pipeline.merge if fact.strategy is Strategy.SEMANTIC else fact.loser_role
     work = ResolveWork(
         conflict_id=fact.conflict_id,
         attempt=fact.attempt,
@@ -316,7 +317,7 @@ def _on_forked(step: Step, fact: FileForked) -> None:
         return
     task_id = ids.derived("task", step.job.job_id, "resolve", fact.conflict_id, fact.attempt)
     if task_id not in step.tasks:
-        step.send(task_id, fact.loser_role, fact.path, work, goal=loser.task.goal)
+        step.send(task_id, role, fact.path, work, goal=loser.task.goal)
 
 
 def _on_settled(step: Step, fact: FileSettled) -> None:
@@ -366,7 +367,7 @@ def _on_deadline(step: Step, fact: DeadlinePassed, timestamp: int) -> None:
 
 def _after_the_end(step: Step, payload: object) -> None:
     """A conflict must not wait for a job that has ended: its next strategy's turn."""
-    if not isinstance(payload, FileForked) or payload.strategy is not Strategy.REWORK:
+    if not isinstance(payload, FileForked) or payload.strategy not in TASKED:
         return
     loser = step.tasks.get(payload.loser_task)
     if loser is None:

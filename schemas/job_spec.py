@@ -30,6 +30,8 @@ class Pipeline(_Spec, frozen=True, kw_only=True):
     """The role (at most one) that writes tests for it; the tests are then run."""
     quorum: int = 1
     """Approvals of the head that a file needs to leave the review stage."""
+    merge: str = "merger"
+    """The role that is asked where a strategy is `semantic`."""
 
 
 class TaskKind(StrEnum):

@@ -57,8 +57,9 @@ class ResolveWork(_Part, frozen=True, kw_only=True, tag_field="-type", tag="code
     heads: tuple[str, ...]
     base: str | None
     own: str
-    """The head that is this role's own edit, made later than the others."""
+    """The head that was made later than the others; for `rework` the role's own edit."""
     strategy: Strategy
+    """`rework`: the later author reconciles. `semantic`: a merger fills what git could not merge."""
     tried: tuple[Tried, ...] = ()
 
 

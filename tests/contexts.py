@@ -1,8 +1,12 @@
 """Contexts of tasks, as a worker would hand them to an agent."""
 
+from dataclasses import replace
+
 from codeconvoy.schemas.events import Strategy, Tried
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, Task, TestWork, Work
-from codeconvoy.workers.roles.role import Context, Version
+from codeconvoy.workers.resolution.regions import PartialMerge, partial_merge
+from codeconvoy.workers.roles.role import Context, Intent, Merge, Version
+from tests.fork_histories import fork_of
 
 BASE = b"def one():\n    return 1\n"
 
@@ -74,3 +78,36 @@ def resolve(**parts: object) -> Context:
         "heads": (version(b"def uno():\n    return 1\n", event="e2", role="namer"),),
     }
     return context(work, **(shown | parts))  # type: ignore[arg-type]
+
+
+MERGE_BASE = b"import os\n\n\ndef one():\n    return 1\n\n\ndef two():\n    return 2\n"
+MERGE_SIDES = (
+    MERGE_BASE.replace(b"return 1", b"return 1 + 0").replace(b"import os\n", b"import os\nimport re\n"),
+    MERGE_BASE.replace(b"return 1", b"return int(1)"),
+)
+"""Both change the body of `one`; git merges the import by itself."""
+
+
+def merging(
+    base: bytes = MERGE_BASE, sides: tuple[bytes, bytes] = MERGE_SIDES, path: str = "a.py"
+) -> Context:
+    """A conflict on a file, for a merger."""
+    partial = partial_merge(*fork_of(base, *sides, path=path))
+    assert isinstance(partial, PartialMerge), partial
+    work = ResolveWork(
+        conflict_id="c1",
+        attempt=2,
+        heads=("e1", "e2"),
+        base="e0",
+        own="e2",
+        strategy=Strategy.SEMANTIC,
+        tried=(Tried(strategy=Strategy.THREE_WAY, reason="both changed line 5"),),
+    )
+    intents = ((Intent("adder", "add", "adds zero"),), (Intent("typer", "type", "makes an int"),))
+    shown = context(
+        work,
+        file=version(sides[0], path, event="e1"),
+        base=version(base, path, event="e0"),
+        heads=(version(sides[1], path, event="e2"),),
+    )
+    return replace(shown, merge=Merge(partial, intents))

@@ -20,6 +20,7 @@ from codeconvoy.schemas.events import (
     Payload,
     Read,
     ReviewSubmitted,
+    Strategy,
     TestWritten,
 )
 from codeconvoy.schemas.hunks import make_patch
@@ -27,9 +28,11 @@ from codeconvoy.schemas.job_facts import Planned, Reviewed, Worked
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, Task, TestWork
 from codeconvoy.workers.desk import Desk, check_size, emitted, version_in, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.merge_context import merge_context
 from codeconvoy.workers.projection import FileView
 from codeconvoy.workers.resolution.validate import objections
 from codeconvoy.workers.roles.role import Agent, Answer, Context, Edits, FileEdit, Plan, Role, Version, Vote
+from codeconvoy.workers.roles.validators import sound_merge
 
 MAX_COMMENTS = 50
 MAX_COMMENT_CHARS = 2_000
@@ -72,6 +75,8 @@ class AgentWorker:
     async def _context(self, task: Task) -> Context:
         if isinstance(task.work, PlanWork):
             return Context(task, Version("", "", None))
+        if isinstance(task.work, ResolveWork) and task.work.strategy is Strategy.SEMANTIC:
+            return await merge_context(self._desk, task, task.work)
         further = dict.fromkeys((*_further(task), *task.reads), ())
         wanted: dict[str, tuple[str, ...]] = {task.path: (), **further, task.path: _named(task)}
         views = await self._desk.views(task, wanted, {})
@@ -164,12 +169,15 @@ class AgentWorker:
         content = answer.files[0].content
         check_size(task.path, content)
         versions = {version.event_id: version for version in (context.file, *context.heads)}
-        sides = [version.content for version in versions.values() if version.content is not None]
-        against = objections(task.path, content, sides)
+        if context.merge is not None:
+            against, executable = sound_merge(context, answer), context.merge.partial.executable
+        else:
+            sides = [version.content for version in versions.values() if version.content is not None]
+            against, executable = objections(task.path, content, sides), context.file.executable
         if against:
             raise AgentError("its resolution is not accepted: " + "; ".join(against))
         parents = tuple(sorted(work.heads))
-        patch = make_patch(versions[parents[0]].content, content, executable=context.file.executable)
+        patch = make_patch(versions[parents[0]].content, content, executable=executable)
         payload = ConflictResolved(
             patch=patch,
             conflict_id=work.conflict_id,

@@ -1,14 +1,18 @@
 """Reads a file's history, writes nothing: what a conflict is about, and who is asked to settle it."""
 
-from codeconvoy.schemas.events import EventType, LineRange, Policy, Strategy, Tried
+from codeconvoy.schemas.events import TASKED, EventType, LineRange, Policy, Strategy, Tried
 from codeconvoy.schemas.file_history import Edit, Entry, FileHistory
 from codeconvoy.schemas.job_spec import DEFAULT_STRATEGIES
 from codeconvoy.schemas.job_state import GIT_ROLE
+from codeconvoy.workers.resolution.object_store import GaveUp
 from codeconvoy.workers.resolution.overlap import overlapping
+from codeconvoy.workers.resolution.regions import partial_merge
 from codeconvoy.workers.resolution.strategies import WRITER_WINS, ClaimNeeded, Outcome, resolve
 
 DETECTOR = "detector"
 """The detector's name: it signs what it writes, and nobody stands behind that who could rework it."""
+BY_HAND = "human"
+"""The role of what a person resolved."""
 
 
 def pair_of(history: FileHistory) -> tuple[str, ...]:
@@ -22,13 +26,15 @@ def pair_of(history: FileHistory) -> tuple[str, ...]:
     return trunk, min(others, key=lambda head: history.entries[head].seq)
 
 
-def reworkable(history: FileHistory, heads: tuple[str, ...]) -> Entry | None:
-    """The agent's edit whose author is asked to reconcile: the latest that is a head itself, for
-    that is all that its side holds; else the latest that the heads do not share. What came from
-    git, or from the detector, has nobody behind it that could."""
+def loser_of(history: FileHistory, heads: tuple[str, ...], strategy: Strategy) -> Entry | None:
+    """The edit whose task's job has the heads reconciled: the latest that is a head itself, for
+    that is all that its side holds; else the latest that the heads do not share. For `rework` it
+    must be an agent's, who is asked; what came from git has none behind it, but a job that can
+    ask a merger. Nobody stands behind what came from the detector or a person."""
+    nobody = {DETECTOR, BY_HAND} if strategy is Strategy.SEMANTIC else {DETECTOR, BY_HAND, GIT_ROLE}
     entries = (history.entries[event_id] for event_id in _apart(history, heads))
     return max(
-        (entry for entry in entries if entry.role not in (DETECTOR, GIT_ROLE)),
+        (entry for entry in entries if entry.role not in nobody),
         key=lambda entry: (entry.event_id in heads and _is_plain(entry), entry.seq),
         default=None,
     )
@@ -69,18 +75,27 @@ def outcome_of(
     default: Strategy,
     tried: tuple[Tried, ...],
 ) -> Outcome:
-    """What these strategies make of the heads; nobody is asked to rework what no agent stands behind."""
+    """What these strategies make of the heads; no agent is asked for what it could not do."""
     if default not in WRITER_WINS:
         default = Strategy.FIRST_WRITER_WINS
     outcome = resolve(history, heads, strategies, default=default, tried=tried)
-    if (
-        isinstance(outcome, ClaimNeeded)
-        and outcome.strategy is Strategy.REWORK
-        and reworkable(history, heads) is None
-    ):
-        nobody = Tried(strategy=Strategy.REWORK, reason="no agent stands behind these heads")
-        return outcome_of(history, heads, outcome.remaining, default, (*outcome.tried, nobody))
+    if isinstance(outcome, ClaimNeeded) and (flaw := _hopeless(history, heads, outcome.strategy)):
+        vain = Tried(strategy=outcome.strategy, reason=flaw)
+        return outcome_of(history, heads, outcome.remaining, default, (*outcome.tried, vain))
     return outcome
+
+
+def _hopeless(history: FileHistory, heads: tuple[str, ...], strategy: Strategy) -> str:
+    """Why no agent can carry out a strategy, or the empty string."""
+    if strategy not in TASKED:
+        return ""
+    if loser_of(history, heads, strategy) is None:
+        return "no agent stands behind these heads"
+    # More than two heads are asked about two at a time.
+    if strategy is Strategy.SEMANTIC and len(heads) == 2:
+        found = partial_merge(history, heads)
+        return found.reason if isinstance(found, GaveUp) else ""
+    return ""
 
 
 def overlaps_of(history: FileHistory, heads: tuple[str, ...], base: str | None) -> tuple[LineRange, ...]:

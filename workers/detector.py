@@ -23,6 +23,7 @@ import msgspec
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import (
+    TASKED,
     ConflictDetected,
     ConflictResolved,
     Event,
@@ -177,7 +178,7 @@ class Detector:
         history, now = report.after, report.now
         conflict_id = ids.conflict_id(history.workspace, history.path, heads)
         base = lowest_common_ancestor(history, heads)
-        seconds = {Strategy.REWORK: policy.rework_seconds, Strategy.HUMAN: policy.human_seconds}
+        seconds = {**dict.fromkeys(TASKED, policy.rework_seconds), Strategy.HUMAN: policy.human_seconds}
         detected = ConflictDetected(
             conflict_id=conflict_id,
             heads=heads,

@@ -118,6 +118,21 @@ def ledger_in(raw: bytes | None) -> Ledger:
     return msgspec.msgpack.decode(raw, type=Ledger) if raw is not None else Ledger()
 
 
+def goal_fields(job_id: str) -> list[str]:
+    """The names of the fields that say what is asked for."""
+    return [_field(_PART, job_id, name) for name in ("spec", "planned")]
+
+
+def goal_in(fields: Sequence[bytes | None], role: str, path: str) -> str:
+    """What is asked of a role for a file, by the values of `goal_fields`; empty where they are missing."""
+    if fields[0] is None:
+        return ""
+    spec = msgspec.msgpack.decode(fields[0], type=JobSpec)
+    planned = msgspec.msgpack.decode(fields[1], type=Planned).tasks if fields[1] is not None else ()
+    own = (task.goal for task in (*spec.tasks, *planned) if (task.role, task.path) == (role, path))
+    return next((goal for goal in own if goal), spec.goal)
+
+
 def key_of(field: str) -> str:
     """The id of the job or task that a field is about."""
     return field.partition(":")[2].partition("\x1f")[0]

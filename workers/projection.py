@@ -87,6 +87,10 @@ class Projection(Protocol):
         """Where a task and its job stand, or None where the projection has not heard of the job."""
         ...
 
+    async def goal(self, job_id: str, role: str, path: str) -> str:
+        """What a job asks of a role for a file; empty where the projection has not heard of the job."""
+        ...
+
     async def jobs(self) -> Sequence[JobState]:
         """All jobs, the latest first."""
         ...
@@ -240,6 +244,12 @@ class StoredProjection:
             return Standing(JobStatus(job.decode()), 0, None)
         round_, status = task.decode().split(" ")
         return Standing(JobStatus(job.decode()), int(round_), TaskStatus(status))
+
+    async def goal(self, job_id: str, role: str, path: str) -> str:
+        """See `Projection`."""
+        fields = job_states.goal_fields(job_id)
+        found = (await self._jobs.load(partition_of(job_id, self._partitions), fields)).fields
+        return job_states.goal_in(found, role, path)
 
     async def jobs(self) -> Sequence[JobState]:
         """See `Projection`."""

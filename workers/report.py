@@ -29,7 +29,7 @@ from codeconvoy.schemas.job_facts import (
     VerdictKind,
 )
 from codeconvoy.schemas.topics import Topics, file_key
-from codeconvoy.workers.conflicts import DETECTOR, head_of, jobs_at_stake, overlaps_of, reworkable
+from codeconvoy.workers.conflicts import DETECTOR, head_of, jobs_at_stake, loser_of, overlaps_of
 from codeconvoy.workers.engine.bus import Outgoing, Record
 
 UNREPORTED = frozenset(
@@ -220,7 +220,7 @@ class Report:
             self._settled(was, self.event.payload)
 
     def _forked(self, claim: Claim) -> None:
-        loser = reworkable(self.after, claim.heads)
+        loser = loser_of(self.after, claim.heads, claim.strategy)
         payload = FileForked(
             path=self.after.path,
             conflict_id=claim.conflict_id,

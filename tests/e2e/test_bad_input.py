@@ -67,12 +67,13 @@ BAD: Mapping[str, tuple[Change, str, str]] = {
     "symlink": (naming("link.py"), "tasks[0].path", "is a symlink"),
     "over 512 KiB": (naming("half.py"), "tasks[0].path", "524,289 bytes"),
     "no such strategy": ({"strategies": ["three_way", "coin_toss"]}, "strategies[1]", "coin_toss"),
+    "nobody merges": ({"strategies": ["semantic"]}, "pipeline.merge", "'merger', which `semantic` asks"),
 }
 """What is changed in a good job, the field that is named, and what is said of it."""
 BAD_RECORDS = {
     **BAD,
     # A word that the schema does not know is refused when it is read; this one is known, and not there yet.
-    "no such strategy": ({"strategies": ["three_way", "semantic"]}, "strategies[1]", "semantic"),
+    "no such strategy": ({"strategies": ["three_way", "structural"]}, "strategies[1]", "structural"),
 }
 
 

@@ -75,6 +75,60 @@ def test_a_conflict_is_told_with_base_and_heads_and_bytes_as_base64() -> None:
     assert isinstance(answer, Edits) and answer.files == (FileEdit("a.py", b"# \xe9\n"),)
 
 
+MERGED = b"import os\nimport re\n\n\ndef one():\n    return 3\n\n\ndef two():\n    return 2\n"
+
+
+def test_a_merger_is_told_the_regions_and_answers_them_in_any_form() -> None:
+    code = (
+        "import json, sys\n"
+        "task = json.load(sys.stdin)\n"
+        "(region,) = task['regions']\n"
+        "assert task['kind'] == 'merge' and region['number'] == 1 and region['base'] == '    return 1\\n'\n"
+        "assert region['sides'] == ['    return 1 + 0\\n', '    return int(1)\\n']\n"
+        "assert task['intents'][1] == [{'role': 'typer', 'goal': 'type', 'summary': 'makes an int'}]\n"
+        "assert region['before'].startswith('import os\\nimport re\\n')\n"
+        "whole = region['before'] + '    return 3\\n' + region['after']\n"
+    )
+    for said in (
+        "{'regions': [{'number': 1, 'content': '    return 3\\n'}]}",
+        "{'edits': [{'path': 'a.py', 'content': whole}]}",
+        "{'text': '<<<<<<< REGION 1\\n    return 3\\n>>>>>>> REGION 1\\n'}",
+    ):
+        answer = work(f"{code}print(json.dumps({said}))", contexts.merging())
+        assert isinstance(answer, Edits) and answer.files == (FileEdit("a.py", MERGED),)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"regions": []}, "Region 1 is not answered"),
+        ({"regions": [{"number": 1, "content": ""}, {"number": 1, "content": ""}]}, "answered twice"),
+        ({"regions": [{"number": 1, "content": "    return ("}]}, "does not parse"),
+        ({"edits": [{"path": "a.py", "content": "x = 1\n"}]}, "before the first conflicting region"),
+        ({"edits": [{"path": "a.py", "delete": True}]}, "content of its one file"),
+        ({"edits": []}, "content of its one file"),
+        ({"text": "garbage"}, "Region 1 is not answered"),
+    ],
+)
+def test_a_merger_gets_a_second_try_and_is_told_why(said: object, reason: str) -> None:
+    good = {"regions": [{"number": 1, "content": "    return 3"}]}
+    code = (
+        "import json, sys\n"
+        "task = json.load(sys.stdin)\n"
+        f"told = any({reason!r} in flaw for flaw in task['feedback'])\n"
+        f"print(json.dumps({good!r} if told else {said!r}))\n"
+    )
+    answer = work(code, contexts.merging())
+    assert isinstance(answer, Edits) and answer.files == (FileEdit("a.py", MERGED),)
+    with pytest.raises(AgentError, match=reason):
+        work(saying(said), contexts.merging())
+
+
+def test_a_merger_says_conflict() -> None:
+    with pytest.raises(AgentError, match="region 1: no way"):
+        work(saying({"regions": [{"number": 1, "conflict": "no way"}]}), contexts.merging())
+
+
 def test_each_kind_of_answer() -> None:
     blocks = "a.py\n<<<<<<< SEARCH\n    return 1\n=======\n    return 2\n>>>>>>> REPLACE\n"
     answer = work(saying({"text": blocks}))

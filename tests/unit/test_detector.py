@@ -109,6 +109,105 @@ def test_rework_is_not_asked_of_git() -> None:
     assert "no agent" in resolved.payload.tried[-1].reason  # type: ignore[union-attr]
 
 
+SEMANTIC = Policy(strategies=(Strategy.THREE_WAY, Strategy.SEMANTIC, Strategy.REWORK), rework_seconds=10)
+
+
+def test_a_merger_is_asked_before_the_author_where_the_job_says_so() -> None:
+    _, loop = forked(changed(0, b"A\n"), changed(0, b"B\n"), SEMANTIC)
+    claim = loop.history("a.txt").claim
+    assert claim is not None
+    assert (claim.strategy, claim.deadline, claim.remaining) == (
+        Strategy.SEMANTIC,
+        10_000,
+        (Strategy.REWORK,),
+    )
+    assert [tried.strategy for tried in claim.tried] == [Strategy.THREE_WAY]
+    words = [(job, word.loser_task) for job, word in loop.facts if isinstance(word, FileForked)]
+    assert words == [("j1", "task of right"), ("j2", "task of right")]
+
+
+def test_a_merger_that_is_late_or_gives_up_makes_room_for_the_next_strategy() -> None:
+    _, loop = forked(changed(0, b"A\n"), changed(0, b"B\n"), SEMANTIC)
+    assert loop.fire_next_deadline()
+    claim = loop.history("a.txt").claim
+    assert claim is not None
+    assert (claim.strategy, claim.attempt) == (Strategy.REWORK, 2)
+    failed = ResolutionFailed(
+        conflict_id=claim.conflict_id, attempt=1, strategy=Strategy.SEMANTIC, reason="said twice"
+    )
+    loop.append(event("failed", failed))
+    loop.fold()
+    again = loop.history("a.txt").claim
+    assert again is not None and again.attempt == 2, "the attempt that it speaks of is over"
+    assert [tried.strategy for tried in again.tried] == [Strategy.THREE_WAY, Strategy.SEMANTIC]
+    assert "deadline" in again.tried[-1].reason
+
+
+def test_the_late_answer_of_a_merger_still_joins_the_heads() -> None:
+    log, loop = forked(changed(0, b"A\n"), changed(0, b"B\n"), SEMANTIC)
+    loop.fire_next_deadline()
+    loop.append(
+        log.resolution("late", changed(0, b"AB\n"), "left", "right", strategy=Strategy.SEMANTIC, task="t")
+    )
+    loop.fold()
+    assert loop.history("a.txt").heads == ("late",)
+    settled = [word.strategy for _, word in loop.facts if isinstance(word, FileSettled)]
+    assert settled == [Strategy.SEMANTIC, Strategy.SEMANTIC]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "reason"),
+    [
+        (changed(0, b"A\0\n"), changed(0, b"B\n"), "binary"),
+        (None, changed(0, b"B\n"), "deleted"),
+    ],
+)
+def test_what_is_no_work_for_a_merger_goes_to_the_next_strategy_at_once(
+    left: bytes | None, right: bytes, reason: str
+) -> None:
+    log, loop = FileLog(), DetectorLoop()
+    log.add(log.make("base", BASE, role="git", job="j0"))
+    log.add(log.make("left", left, "base", job="j1", policy=SEMANTIC))
+    log.add(log.make("right", right, "base", job="j2", policy=SEMANTIC))
+    loop.append(*log.events)
+    loop.fold()
+    claim = loop.history("a.txt").claim
+    assert claim is not None and (claim.strategy, claim.attempt) == (Strategy.REWORK, 1)
+    assert claim.tried[-1].strategy is Strategy.SEMANTIC and reason in claim.tried[-1].reason
+
+
+def test_what_came_from_git_is_merged_by_the_job_that_imported_it() -> None:
+    log, loop = FileLog(), DetectorLoop()
+    log.add(log.make("base", BASE, role="git", job="j0"))
+    log.add(log.make("left", changed(0, b"A\n"), "base", job="j1", policy=SEMANTIC))
+    log.add(log.make("right", changed(0, b"B\n"), "base", role="git", job="j2", policy=SEMANTIC))
+    loop.append(*log.events)
+    loop.fold()
+    words = [word for _, word in loop.facts if isinstance(word, FileForked)]
+    assert {(word.strategy, word.loser_task) for word in words} == {(Strategy.SEMANTIC, "task of right")}
+    loop.fire_next_deadline()
+    words = [word for _, word in loop.facts if isinstance(word, FileForked) and word.attempt == 2]
+    assert {(word.strategy, word.loser_task) for word in words} == {(Strategy.REWORK, "task of left")}
+
+
+def test_of_three_heads_a_merger_joins_two() -> None:
+    log, loop = FileLog(), DetectorLoop()
+    log.add(log.make("base", BASE, role="git", job="j0"))
+    for name in ("eins", "uno", "zwei"):
+        log.add(log.make(name, changed(0, name.encode() + b"\n"), "base", job="j1", policy=SEMANTIC))
+    loop.append(*log.events)
+    loop.fold()
+    claim = loop.history("a.txt").claim
+    assert claim is not None
+    assert (claim.strategy, claim.heads) == (Strategy.SEMANTIC, ("eins", "uno"))
+    loop.append(
+        log.resolution("m", changed(0, b"1 2\n"), "eins", "uno", strategy=Strategy.SEMANTIC, task="t")
+    )
+    loop.fold()
+    claim = loop.history("a.txt").claim
+    assert claim is not None and claim.heads == ("m", "zwei")
+
+
 def test_a_reason_without_end_is_cut_so_that_the_conflict_can_be_written() -> None:
     _, loop = forked(changed(0, b"A\n"), changed(0, b"B\n"), REWORK)
     claim = loop.history("a.txt").claim

@@ -1,5 +1,6 @@
 """Reads job files, writes temporary ones: what is taken, and what is refused in which words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -59,6 +60,24 @@ def changed(**values: object) -> JobSpec:
 def test_a_good_file_has_no_problem() -> None:
     check(SPEC, ROLES)
     assert SPEC.strategies == (Strategy.THREE_WAY, Strategy.REWORK, Strategy.HUMAN)
+
+
+def test_who_merges_must_be_there_and_have_a_provider() -> None:
+    asks = changed(strategies=(Strategy.THREE_WAY, Strategy.SEMANTIC))
+    merger = Role("merger", RoleKind.MERGE, "merges", "")
+    assert fields_of(asks) == ["pipeline.merge"]
+    (problem,) = problems(asks, {**ROLES, "merger": merger})
+    assert (problem.field, "no provider" in problem.reason) == ("pipeline.merge", True)
+    able = replace(merger, provider="command")
+    check(asks, {**ROLES, "merger": able})
+    check(SPEC, {**ROLES, "merger": merger})
+    by_glob = changed(overrides=(StrategyOverride(glob="*.md", strategies=(Strategy.SEMANTIC,)),))
+    assert fields_of(by_glob) == ["pipeline.merge"]
+    other = msgspec.structs.replace(asks.pipeline, merge="generator")
+    assert fields_of(msgspec.structs.replace(asks, pipeline=other)) == ["pipeline.merge"]
+    other = msgspec.structs.replace(asks.pipeline, merge="joiner")
+    ours = {**ROLES, "joiner": replace(able, name="joiner")}
+    check(msgspec.structs.replace(asks, pipeline=other), ours)
 
 
 def test_a_relative_repository_starts_from_the_file(tmp_path: Path) -> None:

@@ -603,10 +603,49 @@ def test_a_conflict_is_reworked_by_the_later_author_before_the_file_goes_on() ->
     assert world.state.tally.forks == 1
 
 
-@pytest.mark.parametrize("how", ["fails", "is refused", "is late"])
-def test_a_rework_that_comes_to_nothing_gives_the_conflict_back(how: str) -> None:
+def test_a_conflict_is_merged_by_the_role_of_the_pipeline() -> None:
     world, loser = forked_job()
-    world.forks("a.py", loser)
+    world.forks("a.py", loser, role="two", strategy=Strategy.SEMANTIC)
+    task, work = world.one(ResolveWork)
+    assert (task.role, task.path, work.heads, work.strategy) == (
+        "merger",
+        "a.py",
+        ("h1", "h2"),
+        Strategy.SEMANTIC,
+    )
+    (merge,) = world.writes((task, work))
+    world.settles("a.py", merge, strategy=Strategy.SEMANTIC)
+    assert world.one(ReviewWork)[1].version == merge
+    assert world.state.tally.resolved == {"semantic": 1}
+
+
+def test_another_job_of_the_conflict_asks_no_merger() -> None:
+    world, _ = forked_job()
+    world.forks("a.py", "another job's task", strategy=Strategy.SEMANTIC)
+    assert not world.open(ResolveWork)
+
+
+def test_what_a_merger_gives_back_is_the_authors_and_each_is_asked_once() -> None:
+    world, loser = forked_job()
+    world.forks("a.py", loser, role="two", strategy=Strategy.SEMANTIC)
+    merge = world.one(ResolveWork)[0]
+    world.fail(merge, "no usable answer in 2 tries")
+    payload = world.recorded[-1].payload
+    assert isinstance(payload, ResolutionFailed)
+    assert (payload.attempt, payload.strategy) == (1, Strategy.SEMANTIC)
+    world.forks("a.py", loser, role="two", attempt=2)
+    task, work = world.one(ResolveWork)
+    assert (task.role, work.strategy) == ("two", Strategy.REWORK)
+    assert task.task_id != merge.task_id
+    world.forks("a.py", loser, role="two", strategy=Strategy.SEMANTIC)
+    assert len(world.open(ResolveWork)) == 1, "the first attempt is over"
+
+
+@pytest.mark.parametrize("strategy", [Strategy.REWORK, Strategy.SEMANTIC])
+@pytest.mark.parametrize("how", ["fails", "is refused", "is late"])
+def test_a_rework_that_comes_to_nothing_gives_the_conflict_back(how: str, strategy: Strategy) -> None:
+    world, loser = forked_job()
+    world.forks("a.py", loser, strategy=strategy)
     found = world.one(ResolveWork)
     if how == "fails":
         world.fail(found[0], "x" * 10_000)
@@ -617,7 +656,7 @@ def test_a_rework_that_comes_to_nothing_gives_the_conflict_back(how: str) -> Non
     assert world.doing() == []
     payload = world.recorded[-1].payload
     assert isinstance(payload, ResolutionFailed)
-    assert (payload.conflict_id, payload.attempt, payload.strategy) == ("conflict", 1, Strategy.REWORK)
+    assert (payload.conflict_id, payload.attempt, payload.strategy) == ("conflict", 1, strategy)
     assert len(payload.reason) <= 2000
     world.forks("a.py", loser, attempt=2, strategy=Strategy.HUMAN)
     world.settles("a.py", "theirs", strategy=Strategy.HUMAN)
@@ -642,15 +681,16 @@ def test_a_cancelled_job_gives_back_the_conflict_it_was_at() -> None:
     assert kinds == [RoundVoided, ResolutionFailed]
 
 
+@pytest.mark.parametrize("strategy", [Strategy.REWORK, Strategy.SEMANTIC])
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_conflict_does_not_wait_for_a_job_that_ends_or_has_ended(ended: bool) -> None:
+def test_a_conflict_does_not_wait_for_a_job_that_ends_or_has_ended(ended: bool, strategy: Strategy) -> None:
     world, loser = forked_job()
     world.cancel()
     if ended:
         world.publishes()
-    world.forks("a.py", loser, conflict="c1")
+    world.forks("a.py", loser, conflict="c1", strategy=strategy)
     world.settles("a.py", "m", conflict="c1")
-    world.forks("a.py", loser, conflict="c2")
+    world.forks("a.py", loser, conflict="c2", strategy=strategy)
     assert not world.open(ResolveWork)
     given_back = [event for event in world.recorded if isinstance(event.payload, ResolutionFailed)]
     assert [event.payload.conflict_id for event in given_back] == ["c1", "c2"]  # type: ignore[union-attr]

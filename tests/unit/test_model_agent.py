@@ -68,6 +68,59 @@ def work(
     return asyncio.run(run())
 
 
+MERGED = b"import os\nimport re\n\n\ndef one():\n    return int(1 + 0)\n\n\ndef two():\n    return 2\n"
+FILLED = "SUMMARY: both\n<<<<<<< REGION 1\n    return int(1 + 0)\n>>>>>>> REGION 1\n"
+
+
+def test_a_merge_fills_the_regions_alone() -> None:
+    provider = Scripted(FILLED)
+    answer = work(contexts.merging(), provider, kind=RoleKind.MERGE)
+    assert isinstance(answer, Edits)
+    assert (answer.files, answer.summary) == ((FileEdit("a.py", MERGED),), "both")
+    (call,) = provider.asked
+    prompt = call.messages[0].content
+    for told in (
+        "a region is left, 1 in all",
+        "- adder: adds zero (goal: add)",
+        "- typer: makes an int (goal: type)",
+        "three_way: both changed line 5",
+        "Region 1 before both sides changed it",
+        "Region 1 on side 2",
+        "+    return int(1)",
+        "+import re",
+    ):
+        assert told in prompt, told
+    assert "REGION 1" in call.system and "SEARCH" not in call.system
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("what?", "Region 1 is not answered"),
+        (FILLED.replace("int(1 + 0)", "int(1"), "does not parse"),
+        (FILLED.replace("int(1 + 0)", "int(one_and_a_half)"), "F821"),
+        (FILLED.replace("    return", "=======\n    return"), "conflict marker"),
+    ],
+    ids=["malformed", "syntax", "name", "marker"],
+)
+def test_a_merger_is_told_once_what_was_wrong(reply: str, reason: str) -> None:
+    provider = Scripted(reply, FILLED)
+    answer = work(contexts.merging(), provider, kind=RoleKind.MERGE)
+    assert isinstance(answer, Edits) and answer.files[0].content == MERGED
+    assert answer.usage is not None and answer.usage.tokens_in == 20
+    assert reason in provider.asked[1].messages[-1].content
+    assert provider.asked[1].messages[1].content == reply
+    provider = Scripted(reply, f"Now it is right.\n{reply}")
+    with pytest.raises(AgentError, match="in 2 tries"):
+        work(contexts.merging(), provider, kind=RoleKind.MERGE)
+
+
+def test_a_merger_that_says_conflict_is_not_asked_again() -> None:
+    provider = Scripted("CONFLICT 1: an int is no float")
+    with pytest.raises(AgentError, match="region 1: an int is no float"):
+        work(contexts.merging(), provider, kind=RoleKind.MERGE)
+
+
 def test_an_edit_at_once() -> None:
     provider = Scripted(GOOD)
     answer = work(contexts.edit(goal="return two"), provider)

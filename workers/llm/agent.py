@@ -32,6 +32,7 @@ from codeconvoy.workers.llm.provider import (
     Reply,
     Stop,
 )
+from codeconvoy.workers.llm.region_format import read_regions
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, Vote
 from codeconvoy.workers.roles.validators import (
     Validator,
@@ -60,6 +61,7 @@ class Step(StrEnum):
 
 EDIT_STEPS = (Step.FIRST, Step.AGAIN, Step.WHOLE)
 JSON_STEPS = (Step.FIRST, Step.AGAIN, Step.AGAIN)
+MERGE_STEPS = (Step.FIRST, Step.AGAIN)
 
 
 _PROBLEMS: Mapping[Validator, Problem] = {
@@ -155,7 +157,7 @@ class ModelAgent:
         messages = opening(prompt)
         flaws: tuple[Mismatch, ...] = ()
         wrong: set[Hashable] = set()
-        for step in EDIT_STEPS if prompt.json_schema is None else JSON_STEPS:
+        for step in _steps(context, prompt):
             if step is Step.WHOLE and flaws[0].problem is not Problem.TRUNCATED:
                 messages = opening(prompt, whole(flaws, writable(context)))
             left = ends - asyncio.get_running_loop().time()
@@ -252,6 +254,8 @@ def read_answer(context: Context, text: str) -> tuple[Answer | None, tuple[Misma
     Raises:
         AgentError: it says that the sides of a conflict can't be reconciled.
     """
+    if context.merge is not None:
+        return read_regions(context.task.path, context.merge.partial, text)
     match context.task.work:
         case ReviewWork():
             vote, flaws = _json(text, _VoteReply)
@@ -271,6 +275,13 @@ def read_answer(context: Context, text: str) -> tuple[Answer | None, tuple[Misma
         # Its own edit already is the resolution, which needs a content all the same.
         files = (FileEdit(context.task.path, context.file.content),)
     return Edits(files, proposal.summary), ()
+
+
+def _steps(context: Context, prompt: Prompt) -> Sequence[Step]:
+    """How often, and how, a model is asked at most."""
+    if context.merge is not None:
+        return MERGE_STEPS
+    return EDIT_STEPS if prompt.json_schema is None else JSON_STEPS
 
 
 def _json(text: str, shape: type[T]) -> tuple[T | None, tuple[Mismatch, ...]]:

@@ -20,10 +20,15 @@ from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.workers.llm.agent import read_answer
+from codeconvoy.workers.llm.edit_format import Mismatch
+from codeconvoy.workers.llm.region_format import Filling, merged, shown
+from codeconvoy.workers.resolution.regions import PartialMerge
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Plan, Role, Version, Vote
 from codeconvoy.workers.roles.validators import Validator, objections, standard, writable
 
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+MERGE_TRIES = 2
+"""Runs for one merge: the second is told why the first was refused."""
 MAX_STDERR_BYTES = 2_000
 """Of the end of what it writes there: what an error message repeats."""
 TRY_AGAIN = 75
@@ -40,13 +45,23 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delete: bool = False
 
 
+class FilledRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes of one region of a merge: its content, or why there is none."""
+
+    number: int
+    content: str | None = None
+    conflict: str = ""
+
+
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a program answers: one of these, by the task's kind."""
 
     edits: tuple[Edit, ...] | None = None
-    """For edit, test and resolve. Empty: nothing needs to be changed."""
+    """For edit, test, resolve and merge. Empty: nothing needs to be changed."""
     text: str | None = None
-    """For edit, test and resolve: search/replace blocks, as a model writes them (`edit_format`)."""
+    """As a model writes it: search/replace blocks (`edit_format`), for merge regions (`region_format`)."""
+    regions: tuple[FilledRegion, ...] | None = None
+    """For merge: each region."""
     approved: bool | None = None
     """For review."""
     comments: tuple[str, ...] = ()
@@ -77,19 +92,33 @@ class CommandAgent:
         seconds = context.task.deadline_seconds
         try:
             async with asyncio.timeout(seconds):
-                status, out, err = await run(self._argv, task_json(context, self._role))
+                return await self._work(context)
         except TimeoutError as error:
             raise AgentError(f"{self._argv[0]}: no answer within the task's {seconds} s") from error
+
+    async def _work(self, context: Context) -> Answer:
+        flaws: tuple[str, ...] = ()
+        for _ in range(MERGE_TRIES if context.merge is not None else 1):
+            answer, flaws = await self._try(context, flaws)
+            if answer is not None and not flaws:
+                return answer
+        raise AgentError(f"{self._argv[0]}: {' '.join(flaws)}")
+
+    async def _try(
+        self, context: Context, feedback: tuple[str, ...]
+    ) -> tuple[Answer | None, tuple[str, ...]]:
+        """One run: its answer, and what is wrong with that."""
+        status, out, err = await run(self._argv, task_json(context, self._role, feedback))
         tail = err.decode(errors="replace").strip()
         if status != 0:
             reason = f"{self._argv[0]}: exit status {status}" + (f": {tail}" if tail else "")
             raise AgentError(reason, retryable=status == TRY_AGAIN)
-        answer = self._answer(context, out, tail)
-        if found := objections(context, answer, self._validators):
-            raise AgentError(f"{self._argv[0]}: {' '.join(found)}")
-        return answer
+        answer, flaws = self._answer(context, out, tail)
+        if answer is not None:
+            return answer, objections(context, answer, self._validators)
+        return None, tuple(flaw.text for flaw in flaws)
 
-    def _answer(self, context: Context, out: bytes, tail: str) -> Answer:
+    def _answer(self, context: Context, out: bytes, tail: str) -> tuple[Answer | None, tuple[Mismatch, ...]]:
         try:
             said = msgspec.json.decode(out, type=Output)
         except msgspec.MsgspecError as error:
@@ -98,21 +127,21 @@ class CommandAgent:
         if said.error:
             raise AgentError(f"{self._argv[0]}: {said.error}", retryable=said.retryable)
         if said.text is not None:
-            answer, flaws = read_answer(context, said.text)
-            if answer is None:
-                raise AgentError(f"{self._argv[0]}: {'; '.join(flaw.text for flaw in flaws)}")
-            return answer
+            return read_answer(context, said.text)
+        if said.regions is not None and context.merge is not None:
+            return merged(context.task.path, context.merge.partial, _filling(said))
         if said.approved is not None:
-            return Vote(said.approved, said.comments)
+            return Vote(said.approved, said.comments), ()
         if said.tasks is not None:
-            return Plan(said.tasks)
+            return Plan(said.tasks), ()
         if said.edits is not None:
             base = writable(context)
             files = (FileEdit(edit.path, self._content(edit)) for edit in said.edits)
             keep_same = isinstance(context.task.work, ResolveWork)
             changed = (f for f in files if keep_same or f.path not in base or f.content != base[f.path])
-            return Edits(tuple(changed), said.summary)
-        raise AgentError(f"{self._argv[0]}: its output has none of edits, text, approved, tasks and error")
+            return Edits(tuple(changed), said.summary), ()
+        fields = "edits, text, regions, approved, tasks and error"
+        raise AgentError(f"{self._argv[0]}: its output has none of {fields}")
 
     def _content(self, edit: Edit) -> bytes | None:
         given = (edit.content is not None) + (edit.content_base64 is not None) + edit.delete
@@ -133,14 +162,31 @@ class CommandAgent:
         """Nothing is held between calls."""
 
 
-def task_json(context: Context, role: Role) -> bytes:
+def _filling(said: Output) -> Filling:
+    """What a program says of the regions."""
+    given = said.regions or ()
+    twice = sorted({one.number for one in given if [other.number for other in given].count(one.number) > 1})
+    rows = {one.number: (one.content or "").replace("\r\n", "\n") for one in given if not one.conflict}
+    return Filling(
+        lines={
+            number: tuple(text.removesuffix("\n").split("\n")) if text else ()
+            for number, text in rows.items()
+        },
+        conflicts={one.number: one.conflict for one in given if one.conflict},
+        summary=said.summary,
+        flaws=tuple(f"Region {number} is answered twice." for number in twice),
+    )
+
+
+def task_json(context: Context, role: Role, feedback: Sequence[str] = ()) -> bytes:
     """What a program reads on stdin: one JSON object.
 
-    Its fields: `kind` (edit, review, test, resolve, plan), `task` (task_id, job_id, workspace,
-    role, path, round, goal, deadline_seconds, and `work` with what its kind needs), `prompt`,
-    `may_write` (paths), `feedback` (why an earlier round was not accepted), and files: `file`,
-    `base` (or null), `others`, `heads`. A file is `path`, `event_id`, `executable`, `role`,
-    `summary`, and one of `content` (UTF-8), `content_base64` (else), or `content: null` (absent).
+    Its fields: `kind` (edit, review, test, resolve, merge, plan), `task` (task_id, job_id,
+    workspace, role, path, round, goal, deadline_seconds, and `work` with what its kind needs),
+    `prompt`, `may_write` (paths), `feedback` (why an earlier round or try was not accepted), and
+    files: `file`, `base` (or null), `others`, `heads`; for merge also `regions` and `intents`. A
+    file is `path`, `event_id`, `executable`, `role`, `summary`, and one of `content` (UTF-8),
+    `content_base64` (else), or `content: null` (absent).
     """
     task = context.task
     work = task.work
@@ -159,16 +205,35 @@ def task_json(context: Context, role: Role) -> bytes:
         },
         "prompt": role.prompt,
         "may_write": list(writable(context)),
-        "feedback": getattr(work, "feedback", ()),
+        "feedback": feedback or getattr(work, "feedback", ()),
         "file": _version(context.file),
         "base": _version(context.base) if context.base else None,
         "others": [_version(version) for version in context.others],
         "heads": [_version(version) for version in context.heads],
+        "regions": _regions(context.merge.partial) if context.merge else [],
+        "intents": context.merge.intents if context.merge else [],
     }
     return msgspec.json.encode(document)
 
 
+def _regions(partial: PartialMerge) -> list[dict[str, object]]:
+    """The regions, each with the text before and after it, which stays."""
+    texts = [shown(partial, text) for text in partial.texts]
+    return [
+        {
+            "number": region.number,
+            "base": shown(partial, region.base),
+            "sides": [shown(partial, side) for side in region.sides],
+            "before": texts[region.number - 1],
+            "after": texts[region.number],
+        }
+        for region in partial.regions
+    ]
+
+
 def _kind(context: Context) -> str:
+    if context.merge is not None:
+        return "merge"
     match context.task.work:
         case ReviewWork():
             return "review"

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from codeconvoy.schemas.errors import AgentError
+from codeconvoy.schemas.hunks import lines as byte_lines
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.workers.llm.edit_format import Mismatch
 from codeconvoy.workers.llm.provider import Message
+from codeconvoy.workers.llm.region_format import HOW as REGIONS
+from codeconvoy.workers.llm.region_format import shown
 from codeconvoy.workers.llm.text import EMPTY, decode
-from codeconvoy.workers.roles.role import Context, Role, RoleKind, Version
+from codeconvoy.workers.resolution.regions import PartialMerge, Region
+from codeconvoy.workers.roles.role import Context, Intent, Merge, Role, RoleKind, Version
 from codeconvoy.workers.roles.validators import writable
 
 MAX_PROMPT_CHARS = 400_000
@@ -22,6 +26,11 @@ MAX_PROMPT_CHARS = 400_000
 MAX_FEEDBACK_ITEMS = 20
 MAX_FEEDBACK_CHARS = 4_000
 MAX_DIFF_LINES = 4_000
+MAX_SIDE_LINES = 400
+"""Of a diff that is shown only so that the regions can be understood."""
+MAX_AROUND = 10
+"""Lines before and after a region."""
+MAX_GOAL_CHARS = 2_000
 
 DEFAULT_PROMPTS: Mapping[RoleKind, str] = {
     RoleKind.EDIT: (
@@ -154,8 +163,10 @@ def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt
             parts, how, schema = _review(context, work), _VOTE, VOTE_SCHEMA
         case TestWork() as work:
             parts, how, schema = _test(context, work), _BLOCKS, None
+        case ResolveWork() as work if context.merge is not None:
+            parts, how, schema = _merge(context, work, context.merge), REGIONS, None
         case ResolveWork() as work:
-            parts, how, schema = _resolve(context, role, work), f"{_BLOCKS}\n{_CONFLICT}", None
+            parts, how, schema = _resolve(context, work), f"{_BLOCKS}\n{_CONFLICT}", None
         case PlanWork() as work:
             parts, how, schema = _plan(context, work), _PLAN, PLAN_SCHEMA
         case other:
@@ -224,15 +235,55 @@ def _test(context: Context, work: TestWork) -> list[str]:
     ]
 
 
-def _resolve(context: Context, role: Role, work: ResolveWork) -> list[str]:
-    own = "The edit that came last" if role.kind is RoleKind.MERGE else "Your own edit"
+def _merge(context: Context, work: ResolveWork, merge: Merge) -> list[str]:
+    """The regions, each with the lines around it, and what the sides are about."""
+    partial = merge.partial
+    versions = (context.file, *context.heads)
+    return [
+        f"Two sides changed {context.file.path}. git merged what it could; where both changed the same lines "
+        f"a region is left, {len(partial.regions)} in all. Say what becomes of each region, so that it does "
+        "what both sides meant. All around the regions is merged already and stays as it is.",
+        *(
+            _data(f"What side {i} is about, edit by edit", "\n".join(map(_told, intents)))
+            for i, intents in enumerate(merge.intents, 1)
+        ),
+        *(
+            _diff(f"All that side {i} changed", context.base, version, MAX_SIDE_LINES)
+            for i, version in enumerate(versions, 1)
+        ),
+        *_feedback("Tried before, without success:", [f"{one.strategy}: {one.reason}" for one in work.tried]),
+        *(part for region in partial.regions for part in _region(partial, region)),
+    ]
+
+
+def _told(intent: Intent) -> str:
+    goal = f" (goal: {intent.goal[:MAX_GOAL_CHARS]})" if intent.goal else ""
+    return f"- {intent.role}: {intent.summary or 'no summary'}{goal}"
+
+
+def _region(partial: PartialMerge, region: Region) -> list[str]:
+    number = region.number
+    before = shown(partial, b"".join(byte_lines(partial.texts[number - 1])[-MAX_AROUND:]))
+    after = shown(partial, b"".join(byte_lines(partial.texts[number])[:MAX_AROUND]))
+    return [
+        _data(f"The lines before region {number}, which stay", before or "(the file starts here)"),
+        _data(f"Region {number} before both sides changed it", shown(partial, region.base) or "(no lines)"),
+        *(
+            _data(f"Region {number} on side {i}", shown(partial, side) or "(no lines)")
+            for i, side in enumerate(region.sides, 1)
+        ),
+        _data(f"The lines after region {number}, which stay", after or "(the file ends here)"),
+    ]
+
+
+def _resolve(context: Context, work: ResolveWork) -> list[str]:
     tried = [f"{one.strategy}: {one.reason}" for one in work.tried]
     return [
         f"{context.file.path} was changed side by side. Reconcile the changes: your answer's blocks apply to "
         "the file as it is after the edit that came last, and bring in what the others changed. NO CHANGES "
         "means that this file is already the right result.",
         _file("The file before all of these changes", context.base or _absent(context.file.path)),
-        _diff(f"{own}{_intent(context.file)}", context.base, context.file),
+        _diff(f"Your own edit{_intent(context.file)}", context.base, context.file),
         *(
             _diff(f"What moved under it, change {i}{_intent(head)}", context.base, head)
             for i, head in enumerate(context.heads, 1)
@@ -285,8 +336,8 @@ def _file(title: str, version: Version) -> str:
     return _data(f"{title}: {version.path}", decode(version.content).shown)
 
 
-def _diff(title: str, base: Version | None, version: Version) -> str:
-    """A unified diff, cut at `MAX_DIFF_LINES`, which it says."""
+def _diff(title: str, base: Version | None, version: Version, limit: int = MAX_DIFF_LINES) -> str:
+    """A unified diff, cut at so many lines, which it says."""
     old = base.content if base else None
     before, after = (
         list((EMPTY if content is None else decode(content)).lines) for content in (old, version.content)
@@ -296,10 +347,10 @@ def _diff(title: str, base: Version | None, version: Version) -> str:
         "/dev/null" if version.content is None else version.path,
     )
     lines = list(difflib.unified_diff(before, after, *names, lineterm=""))
-    if len(lines) > MAX_DIFF_LINES:
+    if len(lines) > limit:
         lines = [
-            *lines[:MAX_DIFF_LINES],
-            f"({len(lines) - MAX_DIFF_LINES} more lines of this diff are left out)",
+            *lines[:limit],
+            f"({len(lines) - limit} more lines of this diff are left out)",
         ]
     return _data(title, "\n".join(lines) or "(no difference)")
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from codeconvoy.schemas.errors import BadInput
-from codeconvoy.schemas.events import Strategy, Tried
+from codeconvoy.schemas.events import TASKED, Strategy, Tried
 from codeconvoy.schemas.file_history import Edit, FileHistory
 from codeconvoy.schemas.topics import MAX_FILE_BYTES
 from codeconvoy.workers.resolution.mirror import merge_heads
 from codeconvoy.workers.resolution.object_store import GaveUp
 from codeconvoy.workers.resolution.validate import objections
 
-CLAIMS = frozenset({Strategy.REWORK, Strategy.HUMAN})
+CLAIMS = TASKED | {Strategy.HUMAN}
 """Slow strategies: the file is claimed while somebody works on the conflict."""
 
 WRITER_WINS = frozenset({Strategy.FIRST_WRITER_WINS, Strategy.LAST_WRITER_WINS})

@@ -13,6 +13,7 @@ from typing import Protocol
 from codeconvoy.schemas.events import Usage
 from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import Task
+from codeconvoy.workers.resolution.regions import PartialMerge
 
 
 class RoleKind(StrEnum):
@@ -89,6 +90,25 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Intent:
+    """What an edit was about."""
+
+    role: str
+    goal: str
+    """What its job asked for; empty where that is not known any more."""
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A conflict that is merged region by region: what git made of it, and what the sides are about."""
+
+    partial: PartialMerge
+    intents: tuple[tuple[Intent, ...], tuple[Intent, ...]]
+    """Of each side, in the order of `partial.sides`: the edits that only it holds, in log order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """All that an agent is shown. It reads nothing else."""
 
@@ -101,6 +121,8 @@ class Context:
     """Further files that the agent may read (the task's `reads` and `also`)."""
     heads: tuple[Version, ...] = ()
     """The other heads of a conflict, in log order: what moved under the agent's own edit."""
+    merge: Merge | None = None
+    """Where the strategy is `semantic`: then `file` is the first side, and the one of `heads` the second."""
 
 
 @dataclass(frozen=True, slots=True)

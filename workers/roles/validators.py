@@ -15,6 +15,7 @@ from itertools import chain
 from codeconvoy.schemas.paths import is_normal
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, MAX_TASKS_PER_JOB
+from codeconvoy.workers.resolution import validate
 from codeconvoy.workers.roles.definitions import defined, dropped, mentioned
 from codeconvoy.workers.roles.role import Answer, Context, Edits, Plan, Vote
 
@@ -172,6 +173,18 @@ def plan_in_scope(context: Context, answer: Answer) -> tuple[str, ...]:
     return tuple(found[:20])
 
 
+def sound_merge(context: Context, answer: Answer) -> tuple[str, ...]:
+    """A merge by regions changes nothing outside of them, and nothing speaks against what comes of it."""
+    if context.merge is None or not isinstance(answer, Edits):
+        return ()
+    if len(answer.files) != 1 or answer.files[0].content is None:
+        return ("A merge is the content of its one file.",)
+    path, content, partial = answer.files[0].path, answer.files[0].content, context.merge.partial
+    if refusal := partial.refusal(content):
+        return (f"{path!r}: {refusal}.",)
+    return tuple(f"{path!r}: {flaw}." for flaw in validate.objections(path, content, partial.sides))
+
+
 STANDARD: tuple[Validator, ...] = (
     right_kind,
     within_task,
@@ -182,6 +195,7 @@ STANDARD: tuple[Validator, ...] = (
     has_unittests,
     gives_reasons,
     plan_in_scope,
+    sound_merge,
 )
 """What every answer of a model or a program passes."""
 

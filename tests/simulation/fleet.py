@@ -52,6 +52,7 @@ class SimFleet(World):
         self.branches = Branches()
         kinds = dict.fromkeys(plan.editors, RoleKind.EDIT)
         kinds |= {"reviewer": RoleKind.REVIEW, "tester": RoleKind.TEST}
+        kinds |= {"merger": RoleKind.MERGE} if plan.merging else {}
         self.roles = {name: Role(name, kind, "a stub", "stub") for name, kind in kinds.items()}
         self._watch = JobWatch(self)
 

@@ -44,6 +44,8 @@ class Plan:
     storm: Storm
     twins: bool
     """Two processes of every kind, from the start."""
+    merging: bool
+    """There is a merger, whom the jobs ask."""
 
 
 def plan_of(seed: int, *, stormy: bool = False) -> Plan:
@@ -58,6 +60,7 @@ def plan_of(seed: int, *, stormy: bool = False) -> Plan:
         repository[f"r{number}"] = {
             path: _content(random) if random.random() < 0.2 else content for path, content in before.items()
         }
+    merging = Random(f"merger {seed}").random() < 0.2
     count = random.choice((1, 1, 2, 3))
     calm, stormy = random.random() < 0.1 and not stormy, random.random() < 0.2 or stormy
     return Plan(
@@ -65,7 +68,7 @@ def plan_of(seed: int, *, stormy: bool = False) -> Plan:
         partitions=random.choice((1, 2, 3)),
         editors=editors,
         repository=repository,
-        jobs=tuple(_job(random, number, editors, paths) for number in range(count)),
+        jobs=tuple(_job(random, number, editors, paths, merging) for number in range(count)),
         moods=Moods(seconds=random.choice((0.3, 3.0))),
         storm=Storm(
             faults=0 if calm else random.randrange(15, 30) if stormy else random.randrange(1, 12),
@@ -74,6 +77,7 @@ def plan_of(seed: int, *, stormy: bool = False) -> Plan:
             abort_rate=0.0 if calm else random.choice((0.0, 0.02)),
         ),
         twins=random.random() < 0.4,
+        merging=merging,
     )
 
 
@@ -83,7 +87,7 @@ def _content(random: Random) -> bytes:
     )
 
 
-def _job(random: Random, number: int, editors: tuple[str, ...], paths: list[str]) -> JobPlan:
+def _job(random: Random, number: int, editors: tuple[str, ...], paths: list[str], merging: bool) -> JobPlan:
     explicit = random.random() < 0.5
     tested = random.random() < 0.4
     spec = JobSpec(
@@ -99,7 +103,7 @@ def _job(random: Random, number: int, editors: tuple[str, ...], paths: list[str]
             test=("tester",) if tested else (),
         ),
         together=random.random() < 0.6,
-        strategies=random.choice(STRATEGIES),
+        strategies=_with_merger(random.choice(STRATEGIES), merging),
         human=HumanSpec(
             deadline_seconds=20,
             default=random.choice((Strategy.FIRST_WRITER_WINS, Strategy.LAST_WRITER_WINS)),
@@ -109,6 +113,14 @@ def _job(random: Random, number: int, editors: tuple[str, ...], paths: list[str]
     )
     cancel_at = random.random() * 30 if random.random() < 0.08 else None
     return JobPlan(f"job-{number}", spec, random.random() * 8, cancel_at)
+
+
+def _with_merger(strategies: tuple[Strategy, ...], merging: bool) -> tuple[Strategy, ...]:
+    """A merger comes after git and before all others."""
+    if not merging:
+        return strategies
+    first = tuple(one for one in strategies if one is Strategy.THREE_WAY)
+    return (*first, Strategy.SEMANTIC, *strategies[len(first) :])
 
 
 def _tasks(random: Random, editors: tuple[str, ...], paths: list[str]) -> tuple[TaskSpec, ...]:

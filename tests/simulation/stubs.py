@@ -25,6 +25,7 @@ from codeconvoy.workers.git.plan import Commit, plan_commits
 from codeconvoy.workers.git.selection import SourceFile
 from codeconvoy.workers.git.source import Source
 from codeconvoy.workers.git_worker import GitWorker
+from codeconvoy.workers.resolution.regions import PartialMerge
 from codeconvoy.workers.roles.checkout import Overlay
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, RoleKind, Version, Vote
 from codeconvoy.workers.roles.sandbox import Outcome
@@ -42,6 +43,7 @@ class Moods:
     tries_again: float = 0.05
     rejects: float = 0.25
     deletes: float = 0.04
+    strays: float = 0.2
     seconds: float = 3.0
     """The longest that a task takes."""
     clings: float = 0.3
@@ -71,6 +73,8 @@ class StubAgent:
             raise AgentError("something went wrong", retryable=True)
         if self.kind is RoleKind.REVIEW:
             return Vote(random.random() >= moods.rejects, ("hm",))
+        if context.merge is not None:
+            return self._merge(context, context.merge.partial)
         if context.heads:
             return self._reconcile(context)
         if self.kind is RoleKind.TEST:
@@ -108,6 +112,18 @@ class StubAgent:
         for head in context.heads:
             lines += [line for line in (head.content or b"").splitlines(keepends=True) if line not in lines]
         return Edits((FileEdit(context.file.path, b"".join(lines)),), "reconciled")
+
+    def _merge(self, context: Context, partial: PartialMerge) -> Edits:
+        """One side or both in each region; now and then a line that is nobody's to change."""
+        random = self.random
+        filled = {
+            region.number: random.choice((*region.sides, b"".join(region.sides)))
+            for region in partial.regions
+        }
+        content = partial.assembled(filled)
+        if random.random() < self.moods.strays:
+            content = b"stray\n" + content + b"stray\n"
+        return Edits((FileEdit(context.file.path, content),), "merged")
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -86,7 +86,8 @@ def test_a_seed_replays_byte_for_byte(world: str) -> None:
 
 
 def test_the_jobs_that_are_simulated_are_jobs() -> None:
-    kinds = dict.fromkeys(EDITORS, RoleKind.EDIT) | {"reviewer": RoleKind.REVIEW, "tester": RoleKind.TEST}
+    kinds = dict.fromkeys(EDITORS, RoleKind.EDIT)
+    kinds |= {"reviewer": RoleKind.REVIEW, "tester": RoleKind.TEST, "merger": RoleKind.MERGE}
     roles = {name: Role(name, kind, "a stub", "stub") for name, kind in kinds.items()}
     for seed in range(FLEET_SEEDS):
         for job in plan_of(seed).jobs:

@@ -119,6 +119,17 @@ class LanesMachine(RuleBasedStateMachine):
         return [offset for offset in self.expected[lane.key] if offset != self._head(lane)]
 
 
+def test_partitions_take_turns() -> None:
+    """A partition that was just taken over does not wait behind all that was read of another one."""
+    lanes = Lanes(100)
+    for offset in range(50):
+        for partition in (0, 1) if offset >= 47 else (0,):
+            record = Record("t", partition, offset, f"k{offset}", b"")
+            lanes.add(Job(record, Assignment(TopicPartition("t", partition), Offsets(0))))
+    begun = [lane.key for _ in range(6) if (lane := lanes.next()) is not None]
+    assert begun == [(0, "k0"), (1, "k47"), (0, "k1"), (1, "k48"), (0, "k2"), (1, "k49")]
+
+
 _LOOP = asyncio.new_event_loop()
 TestLanes = LanesMachine.TestCase
 TestLanes.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -61,13 +61,36 @@ class Lane:
     is_queued: bool = False
 
 
+class _Turns:
+    """Lanes that are ready: first come, first served within a partition, the partitions by turns. So the
+    tasks of a partition that was just taken over do not wait for all that was read of the others."""
+
+    def __init__(self) -> None:
+        self._partitions: dict[int, deque[Lane]] = {}
+
+    def append(self, lane: Lane) -> None:
+        """Put a lane in line."""
+        self._partitions.setdefault(lane.key[0], deque()).append(lane)
+
+    def next(self) -> Lane | None:
+        """Take the lane whose turn it is, or None."""
+        if not self._partitions:
+            return None
+        number = next(iter(self._partitions))
+        line = self._partitions.pop(number)
+        lane = line.popleft()
+        if line:
+            self._partitions[number] = line  # dicts keep their order: at the end
+        return lane
+
+
 class Lanes:
     """All keys of one engine."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._lanes: dict[Key, Lane] = {}
-        self._ready: deque[Lane] = deque()
+        self._ready = _Turns()
         self._suspects: deque[Lane] = deque()
         self._blocked: list[tuple[float, int, Lane]] = []
         self._pushed = 0
@@ -104,8 +127,7 @@ class Lanes:
             return self._begin(self._suspects.popleft()) if not self.running else None
         if self._is_alone:
             return None
-        while self._ready and self.running < self._slots:
-            lane = self._ready.popleft()
+        while self.running < self._slots and (lane := self._ready.next()) is not None:
             if lane.waiting:  # else it was cleared
                 return self._begin(lane)
         return None

@@ -46,10 +46,12 @@ from codeconvoy.workers.git_worker import GitWorker
 from codeconvoy.workers.llm.chain import Chain
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Credentials
+from codeconvoy.workers.llm.recorded import TTL_SECONDS
+from codeconvoy.workers.mapper import Mapper, RedisMaps
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
 from codeconvoy.workers.redact import BY_SHAPE, Redactor
-from codeconvoy.workers.roles.agents import make_agent
+from codeconvoy.workers.roles.agents import make_agent, map_tokens
 from codeconvoy.workers.roles.role import Role
 from codeconvoy.workers.runner_worker import RunnerWorker
 from codeconvoy.workers.tracing import OFF, Tracing
@@ -206,9 +208,14 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
             return RunnerWorker(desk, fleet.codec, fleet.cache)
         declared = _role(fleet, role)
         agent = make_agent(
-            declared, fleet.credentials, wrap=chain.around, count=chain.count, switched=chain.switched
+            declared,
+            fleet.credentials,
+            wrap=chain.around,
+            count=chain.count,
+            switched=chain.switched,
+            measure=chain.metrics.saw,
         )
-        return AgentWorker(declared, agent, desk, fleet.codec)
+        return AgentWorker(declared, agent, desk, fleet.codec, _mapper(fleet, declared))
 
     group = fleet.topics.group(f"worker.{role}")
 
@@ -231,6 +238,16 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
         )
 
     return partial(_restarting, role, make, health)
+
+
+def _mapper(fleet: Fleet, role: Role) -> Mapper | None:
+    """What makes the repository's maps for a role, if its agent is shown one."""
+    tokens = map_tokens(role)
+    if not tokens:
+        return None
+    # As long as the replies to the prompts that hold them.
+    ttl = int(role.options.get("reply_ttl_seconds", TTL_SECONDS))
+    return Mapper(fleet.projection(), RedisMaps(fleet.redis, fleet.redis_prefix, ttl), tokens)
 
 
 def _role(fleet: Fleet, role: str) -> Role:

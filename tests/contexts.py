@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from codeconvoy.schemas.events import Strategy, Tried
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, Task, TestWork, Work
+from codeconvoy.workers.llm.repo_map import RepoMap
 from codeconvoy.workers.resolution.regions import PartialMerge, partial_merge
 from codeconvoy.workers.roles.role import Context, Intent, Merge, Version
 from tests.fork_histories import fork_of
@@ -23,6 +24,7 @@ def context(
     base: Version | None = None,
     others: tuple[Version, ...] = (),
     heads: tuple[Version, ...] = (),
+    map: RepoMap | None = None,
     goal: str = "improve it",
     deadline_seconds: int = 60,
 ) -> Context:
@@ -38,7 +40,7 @@ def context(
         deadline_seconds=deadline_seconds,
         work=work,
     )
-    return Context(task, file or version(), base, others, heads)
+    return Context(task, file or version(), base, others, heads, map=map)
 
 
 def edit(**parts: object) -> Context:

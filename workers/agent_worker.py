@@ -7,7 +7,8 @@ again here, whatever it is: nothing outside of the task's files is ever written.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, OverBudget
@@ -28,6 +29,7 @@ from codeconvoy.schemas.job_facts import Planned, Reviewed, Worked
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, Task, TestWork
 from codeconvoy.workers.desk import Desk, check_size, emitted, version_in, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.mapper import Mapper
 from codeconvoy.workers.merge_context import merge_context
 from codeconvoy.workers.projection import FileView
 from codeconvoy.workers.resolution.validate import objections
@@ -41,8 +43,12 @@ MAX_COMMENT_CHARS = 2_000
 class AgentWorker:
     """Does the tasks of one role with one agent."""
 
-    def __init__(self, role: Role, agent: Agent, desk: Desk, codec: Codec) -> None:
+    def __init__(
+        self, role: Role, agent: Agent, desk: Desk, codec: Codec, mapper: Mapper | None = None
+    ) -> None:
+        """`mapper` makes the repository's map, where the role's agent is shown one."""
         self._role, self._agent, self._desk, self._codec = role, agent, desk, codec
+        self._mapper = mapper
 
     async def close(self) -> None:
         """See `Handler`."""
@@ -61,7 +67,7 @@ class AgentWorker:
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            context = await self._context(task)
+            context = await self._mapped(await self._context(task))
             answer = await self._desk.unless_void(task, self._agent.work(context))
             if answer is None:
                 return ()
@@ -95,6 +101,13 @@ class AgentWorker:
                 return _conflict_context(task, task.work, file, others)
         raise AgentError(f"role {self._role.name} can't do {type(task.work).__name__}")
 
+    async def _mapped(self, context: Context) -> Context:
+        """With the map; a conflict is about what the sides changed, and nothing else."""
+        task = context.task
+        if self._mapper is None or isinstance(task.work, ResolveWork):
+            return context
+        return replace(context, map=await self._mapper.of(task, (*_further(task), *task.reads)))
+
     # What becomes of its answer ---------------------------------------------------------------------
 
     def _outputs(self, context: Context, answer: Answer, seconds: float) -> Sequence[Outgoing]:
@@ -119,7 +132,8 @@ class AgentWorker:
         payload = ReviewSubmitted(
             version=work.version, approved=vote.approved, lens=self._role.lens, comments=comments
         )
-        event = self._desk.event(context.task, context.task.path, payload, usage=vote.usage)
+        path, reads = context.task.path, _reads(context.others, context.task.path)
+        event = self._desk.event(context.task, path, payload, reads=reads, usage=vote.usage)
         result = Reviewed(
             event=emitted(event),
             version=work.version,
@@ -142,11 +156,6 @@ class AgentWorker:
             before = shown[edit.path]
             if before.content == edit.content:
                 continue
-            reads = tuple(
-                Read(path=version.path, event_id=version.event_id)
-                for version in shown.values()
-                if version.path != edit.path
-            )
             parents = (before.event_id,) if before.event_id else ()
             payload = _payload(task, before, edit, answer.summary)
             events.append(
@@ -155,7 +164,7 @@ class AgentWorker:
                     edit.path,
                     payload,
                     parents=parents,
-                    reads=reads,
+                    reads=_reads(shown.values(), edit.path),
                     usage=answer.usage,
                     reworks=task.work.reworks if isinstance(task.work, EditWork | TestWork) else None,
                 )
@@ -185,7 +194,15 @@ class AgentWorker:
             tried=work.tried,
             summary=answer.summary,
         )
-        return self._desk.event(task, task.path, payload, parents=parents, usage=answer.usage)
+        reads = _reads(context.others, task.path)
+        return self._desk.event(task, task.path, payload, parents=parents, reads=reads, usage=answer.usage)
+
+
+def _reads(shown: Iterable[Version], path: str) -> tuple[Read, ...]:
+    """The read set of an event in one file: all that the agent was shown of others."""
+    return tuple(
+        Read(path=version.path, event_id=version.event_id) for version in shown if version.path != path
+    )
 
 
 def _further(task: Task) -> tuple[str, ...]:

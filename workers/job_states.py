@@ -22,7 +22,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from codeconvoy.schemas.budget import Ledger
-from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result
+from codeconvoy.schemas.job_facts import (
+    Emitted,
+    Imported,
+    ImportedFile,
+    JobStatus,
+    Planned,
+    Published,
+    Result,
+)
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import FileStatus, JobState, Tally, TaskState, TaskStatus, Unit, restored
 from codeconvoy.schemas.persistent import PersistentMap
@@ -131,6 +139,17 @@ def goal_in(fields: Sequence[bytes | None], role: str, path: str) -> str:
     planned = msgspec.msgpack.decode(fields[1], type=Planned).tasks if fields[1] is not None else ()
     own = (task.goal for task in (*spec.tasks, *planned) if (task.role, task.path) == (role, path))
     return next((goal for goal in own if goal), spec.goal)
+
+
+def imported_field(job_id: str) -> str:
+    """The name of the field of what a job's import has answered."""
+    return _field(_PART, job_id, "imported")
+
+
+def imported_in(raw: bytes | None) -> Sequence[ImportedFile] | None:
+    """The files that an import's field names."""
+    found = _IMPORTS.decode(raw) if raw is not None else None
+    return found.files if found is not None else None
 
 
 def key_of(field: str) -> str:
@@ -307,6 +326,7 @@ def _state(number: int, standing: _Standing, work: _Work) -> TaskState:
     )
 
 
+_IMPORTS: msgspec.msgpack.Decoder[Imported | None] = msgspec.msgpack.Decoder(Imported | None)
 _HEADERS = msgspec.msgpack.Decoder(_Header)
 _STANDINGS = msgspec.msgpack.Decoder(_Standing)
 _WORKS = msgspec.msgpack.Decoder(_Work)

@@ -5,13 +5,13 @@ Nobody decides from it what is true; agents read from it what they work on, and 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.schemas.job_facts import JobStatus
+from codeconvoy.schemas.job_facts import ImportedFile, JobStatus
 from codeconvoy.schemas.job_state import JobState, TaskStatus
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
@@ -75,8 +75,21 @@ class Projection(Protocol):
         """
         ...
 
+    async def visible(self, workspace: str, paths: Sequence[str]) -> Mapping[str, str]:
+        """The event that readers see of each of the paths, empty where the file was never there.
+        Each partition's as of one moment."""
+        ...
+
+    async def contents(self, workspace: str, versions: Mapping[str, str]) -> Mapping[str, Content]:
+        """What these events made of these paths (event by path), as far as that is remembered."""
+        ...
+
     async def paths(self, workspace: str) -> Sequence[str]:
         """All paths of a workspace that have a history, sorted."""
+        ...
+
+    async def imported(self, job_id: str) -> Sequence[ImportedFile] | None:
+        """The files that a job was told of when its repository was read; None before that."""
         ...
 
     async def job(self, job_id: str) -> JobState | None:
@@ -209,6 +222,37 @@ class StoredProjection:
         self._positions.saw(partition, loaded.offset)
         return loaded.offset, loaded.fields[1:]
 
+    async def visible(self, workspace: str, paths: Sequence[str]) -> Mapping[str, str]:
+        """See `Projection`."""
+        values = await self._scattered(workspace, paths, file_states.header_field)
+        return {path: file_states.seen_in(value).visible for path, value in values.items()}
+
+    async def contents(self, workspace: str, versions: Mapping[str, str]) -> Mapping[str, Content]:
+        """See `Projection`."""
+        field_of = {
+            file_key(workspace, path): file_states.content_field(file_key(workspace, path), event_id)
+            for path, event_id in versions.items()
+        }
+        values = await self._scattered(workspace, list(versions), field_of.__getitem__)
+        found = {path: file_states.content_in(value) for path, value in values.items()}
+        return {path: content for path, content in found.items() if content is not None}
+
+    async def _scattered(
+        self, workspace: str, paths: Sequence[str], field_of: Callable[[str], str]
+    ) -> Mapping[str, bytes | None]:
+        """A field of each of many files: one read a partition, all of them at once."""
+        by_partition: dict[int, list[str]] = {}
+        for path in paths:
+            key = file_key(workspace, path)
+            by_partition.setdefault(partition_of(key, self._partitions), []).append(path)
+
+        async def some(partition: int, asked: Sequence[str]) -> Iterable[tuple[str, bytes | None]]:
+            fields = [field_of(file_key(workspace, path)) for path in asked]
+            return zip(asked, (await self._fields(partition, fields))[1], strict=True)
+
+        found = await asyncio.gather(*(some(number, asked) for number, asked in by_partition.items()))
+        return dict(pair for pairs in found for pair in pairs)
+
     async def paths(self, workspace: str) -> Sequence[str]:
         """See `Projection`."""
         found: list[str] = []
@@ -219,6 +263,13 @@ class StoredProjection:
                 if key is not None:
                     found.append(split_file_key(key)[1])
         return sorted(set(found))
+
+    async def imported(self, job_id: str) -> Sequence[ImportedFile] | None:
+        """See `Projection`."""
+        loaded = await self._jobs.load(
+            partition_of(job_id, self._partitions), [job_states.imported_field(job_id)]
+        )
+        return job_states.imported_in(loaded.fields[0])
 
     async def job(self, job_id: str) -> JobState | None:
         """See `Projection`."""

@@ -2,6 +2,7 @@
 things up. Every job ends with a status, and a wrong edit is never applied.
 """
 
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -184,3 +185,20 @@ def test_a_provider_that_never_answers_well_ends_the_job_as_failed(running: Runn
     assert job["reason"]
     assert job["tree"] == dict.fromkeys(EDITORS, CONTENT)
     assert job["commits"] == 0
+
+
+def test_a_model_is_shown_a_map_of_the_projection_s_state(running: Running, tmp_path: Path) -> None:
+    added = "def added_by_a_model(number: int) -> int:"
+    running.model.moods = {"chat.py": deque([answer("chat.py", added, "    return number")])}
+    running.run(tmp_path)
+    asked = len(running.server.asked)
+    again = running.run(tmp_path / "again", workspace=tmp_path.name, goal=f"once more ({tmp_path.name})")
+    assert again["status"] == "succeeded", again
+    prompts = [each.prompt for each in running.server.asked[asked:] if "responses.py" in each.files]
+    assert len(prompts) == 3
+    for prompt in prompts:
+        [(_, drawn)] = re.findall(
+            r"A map of other files.*\n<data (\w+)>\n(.*)\n</data \1>\n", prompt, re.DOTALL
+        )
+        assert f"{added} ..." in drawn and "\nresponses.py" not in drawn
+        assert "The map shows" in prompt

@@ -264,7 +264,8 @@ def test_feedback_and_other_files_are_shown_and_what_does_not_fit_is_named() -> 
     assert isinstance(answer, Edits) and answer.files == ()
     message = provider.asked[0].messages[0].content
     assert "line 2 is wrong" in message and "small = 1" in message
-    assert "Left out for their size: big.py." in message and len(message) < 10_000
+    assert "Left out for their size, do not guess what is in them: big.py (400,000 bytes)." in message
+    assert len(message) < 10_000
 
 
 def test_a_file_that_does_not_fit_is_said_and_not_asked() -> None:

@@ -18,8 +18,9 @@ from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.events import Usage
 from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import PlanWork, ResolveWork, ReviewWork
+from codeconvoy.workers.llm.context_limit import prompt_limit
 from codeconvoy.workers.llm.edit_format import Mismatch, Problem, blocks_of, propose
-from codeconvoy.workers.llm.prompts import MAX_PROMPT_CHARS, Prompt, again, build, opening, whole
+from codeconvoy.workers.llm.prompts import Prompt, again, build, opening, whole
 from codeconvoy.workers.llm.provider import (
     DEFAULT_MAX_OUTPUT_TOKENS,
     Call,
@@ -104,6 +105,10 @@ def uncounted(problem: Problem) -> None:
     """The counter of an agent whose flaws nobody counts."""
 
 
+def unmeasured(prompt: Prompt) -> None:
+    """The measure of an agent whose prompts nobody looks at."""
+
+
 class ModelAgent:
     """Does a role's work by asking a model."""
 
@@ -114,6 +119,7 @@ class ModelAgent:
         *,
         validators: Sequence[Validator] = (),
         count: Callable[[Problem], None] = uncounted,
+        measure: Callable[[Prompt], None] = unmeasured,
     ) -> None:
         """Nothing is asked yet.
 
@@ -123,9 +129,11 @@ class ModelAgent:
             provider: makes the calls; closed with the agent.
             validators: what an answer must pass besides the standard ones.
             count: told of each flaw of each answer.
+            measure: shown each task's prompt.
         """
-        self._role, self._provider, self._count = role, provider, count
+        self._role, self._provider, self._count, self._measure = role, provider, count, measure
         self._validators = (*standard(role.options), *validators)
+        self._limit = prompt_limit(role)
 
     async def work(self, context: Context) -> Answer:
         """See `Agent`.
@@ -152,7 +160,8 @@ class ModelAgent:
 
     async def _work(self, context: Context, usages: list[Usage]) -> Answer:
         """Ask until an answer can be used. `usages` gets what each call has cost."""
-        prompt = build(context, self._role, int(self._role.options.get("max_prompt_chars", MAX_PROMPT_CHARS)))
+        prompt = build(context, self._role, self._limit)
+        self._measure(prompt)
         ends = asyncio.get_running_loop().time() + context.task.deadline_seconds
         messages = opening(prompt)
         flaws: tuple[Mismatch, ...] = ()

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codeconvoy.workers.engine.metrics import CALL_BUCKETS
+from codeconvoy.workers.llm.prompts import Prompt
 
 
 class ModelMetrics:
@@ -52,8 +53,19 @@ class ModelMetrics:
             ["provider", "following", "why"],
             registry=registry,
         )
+        self.left_out = Counter(
+            "convoy_prompt_files_left_out",
+            "Files that did not fit into a prompt: that its task names (shown), or of its map (mapped)",
+            ["of"],
+            registry=registry,
+        )
         self.shared = Gauge(
             "convoy_shared_limits",
             "1 while breakers and rates are the fleet's, 0 while they are this process's own",
             registry=registry,
         )
+
+    def saw(self, prompt: Prompt) -> None:
+        """Count what did not fit into a prompt."""
+        self.left_out.labels("shown").inc(prompt.files_left_out)
+        self.left_out.labels("mapped").inc(prompt.unmapped)

@@ -5,17 +5,19 @@ contents are data. Everything from the repository is fenced by marks that its te
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.hunks import lines as byte_lines
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, TestWork
+from codeconvoy.workers.llm import tokens
 from codeconvoy.workers.llm.edit_format import Mismatch
 from codeconvoy.workers.llm.provider import Message
 from codeconvoy.workers.llm.region_format import HOW as REGIONS
 from codeconvoy.workers.llm.region_format import shown
+from codeconvoy.workers.llm.repo_map import RepoMap, Shown, budget, show
 from codeconvoy.workers.llm.text import EMPTY, decode
 from codeconvoy.workers.resolution.regions import PartialMerge, Region
 from codeconvoy.workers.roles.role import Context, Intent, Merge, Role, RoleKind, Version
@@ -31,6 +33,8 @@ MAX_SIDE_LINES = 400
 MAX_AROUND = 10
 """Lines before and after a region."""
 MAX_GOAL_CHARS = 2_000
+MAX_NAMED = 50
+"""Files that are named as left out, before the others are counted."""
 
 DEFAULT_PROMPTS: Mapping[RoleKind, str] = {
     RoleKind.EDIT: (
@@ -142,6 +146,21 @@ class Prompt:
     system: str
     message: str
     json_schema: Mapping[str, object] | None = None
+    files_left_out: int = 0
+    """Of those that the task names."""
+    unmapped: int = 0
+    """Files of the repository that are neither shown nor on the map."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a prompt that fits."""
+
+    text: str = ""
+    left_out: int = 0
+    """How many files are not in it."""
+    shown: frozenset[str] = frozenset()
+    """The files that it shows as a whole."""
 
 
 def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt:
@@ -150,8 +169,9 @@ def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt
     Args:
         context: what the agent may see.
         role: whose prompt and lens are used.
-        limit: characters that system text and message may have together. Other files than the
-            task's own are left out, and named as left out, where they do not fit.
+        limit: characters that system text and message may have together. Files that are only to be
+            read are left out, and named as left out, where they do not fit; the map gets what room
+            is left after them, up to its own limit.
 
     Raises:
         AgentError: the task's own parts do not fit, or it is no work for an agent.
@@ -179,11 +199,27 @@ def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt
     needed = "\n\n".join((goal, *parts))
     room = limit - len(system) - len(needed)
     if room < 0:
-        raise AgentError(
-            f"the prompt for {context.task.path!r} has {limit - room} characters, over the limit of {limit} "
-            "(the role's option max_prompt_chars)"
-        )
-    return Prompt(system, needed + _others(context, room), schema)
+        raise _too_long(context, limit - room, limit)
+    others = _others(context, room)
+    mapped, most = _Part(), tokens.room(budget(role.options))
+    if context.map is not None and most:
+        mapped = _map(context.map, others.shown, min(most, room - len(others.text)))
+    message = f"{needed}{others.text}{mapped.text}"
+    if len(system) + len(message) > limit:  # not even the names of what is left out fit
+        raise _too_long(context, len(system) + len(message), limit)
+    return Prompt(system, message, schema, others.left_out, mapped.left_out)
+
+
+def _too_long(context: Context, size: int, limit: int) -> AgentError:
+    """What a task needs does not fit: which files are how large, and what can be done."""
+    files = {version.path: version for version in (context.file, *context.heads)}
+    files |= {version.path: version for version in context.others if version.path in writable(context)}
+    sizes = ", ".join(f"{path} has {len(v.content or b''):,} bytes" for path, v in files.items() if path)
+    return AgentError(
+        f"the prompt would have {size:,} characters, the role's limit is {limit:,}{sizes and f' ({sizes})'}. "
+        "Split the file, let the task write fewer files, or take a model with more context; "
+        "the role's option max_prompt_chars sets the limit"
+    )
 
 
 def again(flaws: Sequence[Mismatch]) -> str:
@@ -208,10 +244,11 @@ def _listed(flaws: Sequence[Mismatch]) -> str:
 
 
 def _edit(context: Context, work: EditWork) -> list[str]:
-    files = ", ".join(writable(context))
+    also = [version for version in context.others if version.path in work.also]
     return [
-        f"You may write only: {files}.",
+        f"You may write only: {', '.join(writable(context))}.",
         _file("The file to edit", context.file),
+        *(_file("Another file that you may edit", version) for version in also),
         *_feedback("An earlier answer to this task was not accepted, because:", work.feedback),
     ]
 
@@ -309,25 +346,63 @@ def _absent(path: str) -> Version:
     return Version(path, "", None)
 
 
-def _others(context: Context, room: int) -> str:
-    """The other files that the agent may read, as far as there is room."""
-    shown, left_out = "", []
-    work = context.task.work
-    done = {work.test_path} if isinstance(work, TestWork) else set()
-    for version in context.others:
-        if version.path in done:
-            continue
-        part = "\n\n" + _file("Another file of the repository", version)
-        if len(shown) + len(part) <= room:
-            shown += part
+def _others(context: Context, room: int) -> _Part:
+    """The files that are there to be read only, as far as there is room."""
+    shown = {context.task.path, *writable(context)}
+    parts = {
+        version.path: (version, "\n\n" + _file("Another file, to know of and not to be changed", version))
+        for version in context.others
+        if version.path not in shown
+    }
+    if sum(len(part) for _, part in parts.values()) > room:
+        room -= len(_left_out([version for version, _ in parts.values()]))
+    text, left_out = "", list[Version]()
+    for version, part in parts.values():
+        if len(text) + len(part) <= room:
+            text += part
+            shown.add(version.path)
         else:
-            left_out.append(version.path)
-    return shown + (f"\n\nLeft out for their size: {', '.join(left_out)}." if left_out else "")
+            left_out.append(version)
+    return _Part(text + _left_out(left_out), len(left_out), frozenset(shown))
+
+
+def _left_out(versions: Sequence[Version]) -> str:
+    """Says which files are not shown, if there are any."""
+    if not versions:
+        return ""
+    named = [f"{v.path} ({len(v.content or b''):,} bytes)" for v in versions[:MAX_NAMED]]
+    more = [f"{len(versions) - MAX_NAMED:,} more"] if len(versions) > MAX_NAMED else []
+    return f"\n\nLeft out for their size, do not guess what is in them: {', '.join(named + more)}."
+
+
+def _map(whole: RepoMap, in_full: Collection[str], room: int) -> _Part:
+    """The map of the repository, as far as there is room for it."""
+    longest = Shown(text="", defined=0, listed=whole.files, files=whole.files)
+    shown = show(whole, max(0, min(room, tokens.room(whole.tokens)) - len(_drawn(longest))), in_full)
+    return _Part(_drawn(shown) if shown.text else "", shown.left_out)
+
+
+def _drawn(shown: Shown) -> str:
+    seen = shown.defined + shown.listed
+    return "\n\n" + "\n".join(
+        (
+            _data(
+                "A map of other files: what they define, without bodies; of some the path only", shown.text
+            ),
+            f"The map shows {seen:,} of {shown.files:,} other files, of {shown.listed:,} the path only.",
+        )
+    )
 
 
 def _feedback(title: str, items: Sequence[str]) -> list[str]:
-    kept = [item[:MAX_FEEDBACK_CHARS] for item in items[:MAX_FEEDBACK_ITEMS]]
+    kept = [_clipped(item) for item in items[:MAX_FEEDBACK_ITEMS]]
+    if len(items) > len(kept):
+        kept.append(f"({len(items) - len(kept)} more are left out)")
     return [f"{title}\n" + _data("Feedback", "\n".join(f"- {item}" for item in kept))] if kept else []
+
+
+def _clipped(item: str) -> str:
+    return item if len(item) <= MAX_FEEDBACK_CHARS else f"{item[:MAX_FEEDBACK_CHARS]} (the rest is left out)"
 
 
 def _file(title: str, version: Version) -> str:

@@ -13,10 +13,12 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from codeconvoy.schemas.errors import BadInput
-from codeconvoy.workers.llm.agent import ModelAgent, uncounted
+from codeconvoy.workers.llm import repo_map
+from codeconvoy.workers.llm.agent import ModelAgent, uncounted, unmeasured
 from codeconvoy.workers.llm.command import CommandAgent
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.failover import Choice, FailoverAgent, Switch, unsaid
+from codeconvoy.workers.llm.prompts import Prompt
 from codeconvoy.workers.llm.provider import Credentials, Provider, server_of
 from codeconvoy.workers.roles.codemod.agents import make_agent as codemod_agent
 from codeconvoy.workers.roles.role import Agent, Role
@@ -26,7 +28,8 @@ PROVIDERS_GROUP = "codeconvoy.providers"
 """Entry points: each a callable `(role, credentials) -> Agent`."""
 VALIDATORS_GROUP = "codeconvoy.validators"
 """Entry points: each a `Validator`, which roles name in their option `validators`."""
-BUILTIN_PROVIDERS = ("codemod", "openai", "anthropic", "command")
+MODEL_PROVIDERS = ("openai", "anthropic")
+BUILTIN_PROVIDERS = ("codemod", *MODEL_PROVIDERS, "command")
 
 Wrap = Callable[[Role, Provider], Provider]
 """What is put around the provider of a role (recorded replies, budgets, limits): a provider again."""
@@ -44,6 +47,7 @@ def make_agent(
     wrap: Wrap = bare,
     count: Callable[[Problem], None] = uncounted,
     switched: Callable[[Switch], None] = unsaid,
+    measure: Callable[[Prompt], None] = unmeasured,
 ) -> Agent:
     """The agent that does the work of a role, by all of its providers.
 
@@ -54,6 +58,7 @@ def make_agent(
         wrap: what is put around a model's provider.
         count: told of each flaw of each answer of a model.
         switched: told each time that the next provider is asked.
+        measure: shown the prompt of each task of a model.
 
     Raises:
         BadInput: the role can't be done as it is declared; names the field and the remedy.
@@ -64,7 +69,7 @@ def make_agent(
         if name in (choice.name for choice in choices):
             raise BadInput(place, f"{name} is asked before this already", "Name each provider and model once")
         with _placed(role, place):
-            agent = _agent(one, credentials, wrap, count)
+            agent = _agent(one, credentials, wrap, count, measure)
         choices.append(Choice(name, one.provider, one.model, agent))
     return FailoverAgent(choices, switched) if len(choices) > 1 else choices[0].agent
 
@@ -82,7 +87,13 @@ def _placed(role: Role, place: str) -> Iterator[None]:
         raise BadInput(f"{place}{bad.field.removeprefix(own)}", bad.reason, remedy) from bad
 
 
-def _agent(role: Role, credentials: Credentials, wrap: Wrap, count: Callable[[Problem], None]) -> Agent:
+def _agent(
+    role: Role,
+    credentials: Credentials,
+    wrap: Wrap,
+    count: Callable[[Problem], None],
+    measure: Callable[[Prompt], None],
+) -> Agent:
     """The agent of a role's one provider."""
     match role.provider:
         case "codemod":
@@ -91,11 +102,18 @@ def _agent(role: Role, credentials: Credentials, wrap: Wrap, count: Callable[[Pr
             provider = (
                 _openai(role, credentials) if role.provider == "openai" else _anthropic(role, credentials)
             )
-            return ModelAgent(role, wrap(role, provider), validators=_validators(role), count=count)
+            wrapped, validators = wrap(role, provider), _validators(role)
+            return ModelAgent(role, wrapped, validators=validators, count=count, measure=measure)
         case "command":
             _check_options(role, _COMMAND_OPTIONS)
             return CommandAgent(role, _argv(role), validators=_validators(role))
     return _installed(role, credentials)
+
+
+def map_tokens(role: Role) -> int:
+    """What the repository's map may take of a role's prompts; 0: none of its models is shown one."""
+    models = (one for _, one in role.by_provider() if one.provider in MODEL_PROVIDERS)
+    return max((repo_map.budget(one.options) for one in models), default=0)
 
 
 _TEXT = (r".+", "Give it a value, or leave it out")
@@ -109,6 +127,7 @@ _MODEL_OPTIONS: Mapping[str, tuple[str, str]] = {
     "breaker_seconds": _NUMBER,
     "check_at_start": _FLAG,
     "keep_definitions": _FLAG,
+    "map_tokens": (r"0|[1-9]\d{0,5}", "Give a whole number, or 0 for no map"),
     "max_output_tokens": _COUNT,
     "max_prompt_chars": _COUNT,
     "reply_ttl_seconds": _COUNT,

@@ -13,6 +13,7 @@ from typing import Protocol
 from codeconvoy.schemas.events import Usage
 from codeconvoy.schemas.job_spec import TaskSpec
 from codeconvoy.schemas.tasks import Task
+from codeconvoy.workers.llm.repo_map import RepoMap
 from codeconvoy.workers.resolution.regions import PartialMerge
 
 
@@ -123,6 +124,8 @@ class Context:
     """The other heads of a conflict, in log order: what moved under the agent's own edit."""
     merge: Merge | None = None
     """Where the strategy is `semantic`: then `file` is the first side, and the one of `heads` the second."""
+    map: RepoMap | None = None
+    """What there is besides, for a role of a model. A hint, and no part of what was read."""
 
 
 @dataclass(frozen=True, slots=True)

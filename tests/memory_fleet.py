@@ -86,10 +86,12 @@ class MemoryFleet:
 
     @property
     def roles(self) -> Mapping[str, Role]:
-        return {
-            name: Role(name, RoleKind.REVIEW if work is approving else RoleKind.EDIT, name, "test")
-            for name, work in self.agents.items()
-        }
+        def kind(name: str) -> RoleKind:
+            if name == "merger":
+                return RoleKind.MERGE
+            return RoleKind.REVIEW if self.agents[name] is approving else RoleKind.EDIT
+
+        return {name: Role(name, kind(name), name, "test") for name in self.agents}
 
     def store(self, name: str) -> MemoryStore:
         return self.stores.setdefault(name, MemoryStore())

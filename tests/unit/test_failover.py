@@ -28,7 +28,7 @@ from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
 from codeconvoy.workers.llm.retry import ATTEMPTS, RetryingProvider
 from codeconvoy.workers.roles.role import Answer, Context, Edits, Role, RoleKind
 from tests import contexts
-from tests.unit.test_model_agent import BAD, GOOD, OUTSIDE, WANTED
+from tests.unit.test_model_agent import BAD, FILLED, GOOD, MERGED, OUTSIDE, WANTED
 from tests.unit.test_model_chain import clock, virtually
 
 DOWN = CallFailed(Failure.SERVER, "500")
@@ -131,6 +131,31 @@ def test_the_next_one_is_asked_after(does: Does, why: str, calls: int, tokens: i
         assert (usage.tokens_in, usage.tokens_out) == (tokens, tokens // 10), "all that was spent"
         await agent.close()
         assert all(model.closed for model in made.models)
+
+    virtually(go)
+
+
+@pytest.mark.parametrize(
+    ("does", "asked"),
+    [
+        (always(DOWN), [ATTEMPTS, 1]),
+        (saying("what?", "oh."), [2, 0]),
+        (always("what?"), [2, 0]),
+        (always("CONFLICT 1: no"), [1, 0]),
+    ],
+    ids=["it fails", "wrong twice", "the same wrong answer twice", "a conflict"],
+)
+def test_a_merge_has_its_tries_in_all(does: Does, asked: list[int]) -> None:
+    async def go() -> None:
+        made = fleet(does, always(FILLED))
+        if asked[1]:
+            answer = await made.agent().work(contexts.merging())
+            assert isinstance(answer, Edits) and answer.files[0].content == MERGED
+        else:
+            with pytest.raises(AgentError) as caught:
+                await made.agent().work(contexts.merging())
+            assert not caught.value.retryable and caught.value.usage is not None
+        assert [len(model.asked) for model in made.models] == asked
 
     virtually(go)
 

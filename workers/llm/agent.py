@@ -155,6 +155,9 @@ class ModelAgent:
                 ) from error
         except (AgentError, ModelUnavailable) as error:
             error.usage = total(usages)
+            if isinstance(error, Unusable) and context.merge is not None:
+                # A merge has its tries in all, not with each provider: the next strategy's turn.
+                error.is_answer = True
             raise
         return replace(answer, usage=total(usages))
 

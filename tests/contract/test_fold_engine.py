@@ -19,7 +19,8 @@ from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.reads import ReadFields
 from codeconvoy.workers.engine.state import OFFSET, MemoryStore, RedisStore, StateStore, Write
-from tests.contract.test_pool_engine import until, until_true
+from codeconvoy.workers.tracing import OFF, Headers, Tracing
+from tests.contract.test_pool_engine import NO_HEADERS, until, until_true
 from tests.contract.worlds import PARTITIONS, World, read_all, run
 
 pytestmark = pytest.mark.parametrize("world", ["memory", "kafka-848"], indirect=True)
@@ -101,6 +102,7 @@ class Place:
     lose: Callable[[], Awaitable[None]]
     """Lose the whole store."""
     health: Health = field(default_factory=lambda: Health(time.monotonic))
+    tracing: Tracing = OFF
 
     def make(self, bus: Bus, store: object = None, limits: FoldLimits = LIMITS) -> FoldEngine[int]:
         return FoldEngine(
@@ -115,6 +117,7 @@ class Place:
             metrics=EngineMetrics(Families(CollectorRegistry()), "test"),
             health=self.health,
             limits=limits,
+            tracing=self.tracing,
         )
 
     @asynccontextmanager
@@ -135,10 +138,11 @@ class Place:
         ):
             raise error
 
-    async def send(self, *records: str, partition: int = 0) -> None:
+    async def send(self, *records: str, partition: int = 0, headers: Headers = NO_HEADERS) -> None:
         """Append records, `key/value` each."""
         split = [record.partition("/") for record in records]
-        outputs = [Outgoing(self.counting.topic, k, v.encode(), partition=partition) for k, _, v in split]
+        topic = self.counting.topic
+        outputs = [Outgoing(topic, k, v.encode(), headers, partition) for k, _, v in split]
         producer = await self.bus.producer(self.world.name("sender"))
         await producer.transaction(outputs)
         await producer.close()

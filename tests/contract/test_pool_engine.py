@@ -30,6 +30,7 @@ from codeconvoy.workers.engine.dead_letter import HEADER, skip_mark
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.pool_engine import PoolEngine, PoolLimits
+from codeconvoy.workers.tracing import OFF, Headers, Tracing
 from tests.contract.worlds import PARTITIONS, SECONDS, World, read_all, run
 
 pytestmark = pytest.mark.parametrize("world", ["memory", "kafka-848"], indirect=True)
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.parametrize("world", ["memory", "kafka-848"], indirect=
 CODEC = Codec.create()
 LIMITS = PoolLimits(slots=8, drain_seconds=0.3, retry_seconds=0.2, look_seconds=0.2, idle_poll_seconds=0.1)
 BAD = b"bad"
+NO_HEADERS: Headers = {}
 SECRET = "the-password"
 
 
@@ -129,6 +131,7 @@ class Place:
     reader: Reader
     attempts: MemoryAttempts = field(default_factory=MemoryAttempts)
     aborts: Callable[[Sequence[Outgoing]], bool] | None = None
+    tracing: Tracing = OFF
 
     @asynccontextmanager
     async def engine(self, limits: PoolLimits = LIMITS) -> AsyncIterator[tuple[PoolEngine, Work, Health]]:
@@ -155,6 +158,7 @@ class Place:
             attempts=self.attempts,
             limits=limits,
             redact=lambda text: text.replace(SECRET, "***"),
+            tracing=self.tracing,
         )
         stop = asyncio.Event()
         running = asyncio.create_task(engine.run(stop))
@@ -165,10 +169,10 @@ class Place:
             await running
             await bus.close()
 
-    async def send(self, *tasks: str, partition: int = 0) -> None:
+    async def send(self, *tasks: str, partition: int = 0, headers: Headers = NO_HEADERS) -> None:
         """Append tasks, `key/value` each."""
         outputs = [
-            Outgoing(self.source, key, value.encode(), partition=partition)
+            Outgoing(self.source, key, value.encode(), headers, partition)
             for key, _, value in (task.partition("/") for task in tasks)
         ]
         producer = await self.bus.producer(self.world.name("sender"))

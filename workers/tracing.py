@@ -9,7 +9,7 @@ texts of errors, which may quote it.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -89,6 +89,10 @@ def _written(context: Context | None) -> Headers:
 # Spans ----------------------------------------------------------------------------------------------
 
 
+def _name_of(error: BaseException) -> str:
+    return type(error).__name__
+
+
 class Tracing:
     """Tells what a process does as spans, in the traces of the records that it reads."""
 
@@ -118,13 +122,17 @@ class Tracing:
         return _told(self._tracer, name, _read(headers), kind, attributes)
 
     def span(
-        self, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
+        self,
+        name: str,
+        attributes: Attributes,
+        kind: SpanKind = SpanKind.INTERNAL,
+        error_of: Callable[[BaseException], str] = _name_of,
     ) -> AbstractContextManager[Span]:
-        """A span below the current one. Nothing where there is none: a fold that is repeated in silence
-        tells nothing twice."""
+        """A span below the current one, which `error_of` tells the kind of an error that ends it. Nothing
+        where there is no current one: a fold that is repeated in silence tells nothing twice."""
         if self._tracer is None or not get_current_span().get_span_context().is_valid:
             return _NOTHING
-        return _told(self._tracer, name, None, kind, attributes)
+        return _told(self._tracer, name, None, kind, attributes, error_of=error_of)
 
     def event(self, name: str, attributes: Attributes) -> None:
         """Something that has happened in the current span."""
@@ -200,6 +208,7 @@ def _told(
     kind: SpanKind,
     attributes: Attributes,
     links: Sequence[Link] = (),
+    error_of: Callable[[BaseException], str] = _name_of,
 ) -> Iterator[Span]:
     """A span that is the current one inside. An error marks it by its kind, not by its text."""
     span = tracer.start_span(name, parent, kind, attributes, links)
@@ -207,7 +216,7 @@ def _told(
         try:
             yield span
         except (Exception, asyncio.CancelledError) as error:
-            _fail(span, type(error).__name__)
+            _fail(span, error_of(error))
             raise
 
 

@@ -117,6 +117,8 @@ class Chain:
     def switched(self, switch: Switch) -> None:
         """Count that the next provider was asked; say once where that will stay so."""
         self.metrics.failovers.labels(switch.name, switch.following, switch.why).inc()
+        told = {"convoy.failover.from": switch.name, "convoy.failover.to": switch.following}
+        self.tracing.event("convoy.failover", {**told, "error.type": switch.why})
         if switch.why in _FINAL and (switch.name, switch.why) not in self._said:
             self._said.add((switch.name, switch.why))
             logger.warning(

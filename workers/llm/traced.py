@@ -33,11 +33,10 @@ class TracedProvider:
     async def call(self, request: Call) -> Reply:
         """See `Provider`."""
         asked = {**_asked(self.name, request), **self._server}
-        with self._tracing.span(f"chat {request.model}", asked, SpanKind.CLIENT):
+        with self._tracing.span(f"chat {request.model}", asked, SpanKind.CLIENT, _kind_of):
             try:
                 reply = await self._provider.call(request)
             except CallFailed as failed:
-                self._tracing.fail(str(failed.failure))
                 if failed.status:
                     self._tracing.note({"http.response.status_code": failed.status})
                 raise
@@ -77,6 +76,10 @@ def _server(base_url: str) -> Attributes:
         return {}
     port = url.port or _PORTS.get(url.scheme)
     return {"server.address": url.hostname, **({"server.port": port} if port else {})}
+
+
+def _kind_of(error: BaseException) -> str:
+    return str(error.failure) if isinstance(error, CallFailed) else type(error).__name__
 
 
 def _asked(provider: str, request: Call) -> Attributes:

@@ -189,7 +189,7 @@ def test_a_provider_that_never_answers_well_ends_the_job_as_failed(running: Runn
 
 def test_a_model_is_shown_a_map_of_the_projection_s_state(running: Running, tmp_path: Path) -> None:
     added = "def added_by_a_model(number: int) -> int:"
-    running.model.moods = {"chat.py": deque([answer("chat.py", added, "    return number")])}
+    running.model.moods = {"chat.py": deque([answer("chat.py", CONTENT, "", added, "    return number")])}
     running.run(tmp_path)
     asked = len(running.server.asked)
     again = running.run(tmp_path / "again", workspace=tmp_path.name, goal=f"once more ({tmp_path.name})")

@@ -11,7 +11,8 @@ from codeconvoy.schemas.tasks import EditWork
 from codeconvoy.workers.llm.context_limit import context_window, prompt_limit
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.outline import Outliner
-from codeconvoy.workers.llm.prompts import MAX_NAMED, MAX_PROMPT_CHARS, build
+from codeconvoy.workers.llm.prompt_room import MAX_NAMED
+from codeconvoy.workers.llm.prompts import MAX_PROMPT_CHARS, build
 from codeconvoy.workers.llm.repo_map import RepoMap, make
 from codeconvoy.workers.roles.agents import map_tokens
 from codeconvoy.workers.roles.role import Context, NextProvider, Role, RoleKind

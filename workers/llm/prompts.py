@@ -4,37 +4,31 @@ The system text holds who the model is (the role's prompt), how it must answer, 
 contents are data. Everything from the repository is fenced by marks that its text can't hold.
 """
 
-import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.hunks import lines as byte_lines
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.workers.llm import tokens
 from codeconvoy.workers.llm.edit_format import Mismatch
+from codeconvoy.workers.llm.fences import diff_part, feedback_parts, fenced, file_part
+from codeconvoy.workers.llm.prompt_room import Fitting, map_part, others_part, too_long
 from codeconvoy.workers.llm.provider import Message
 from codeconvoy.workers.llm.region_format import HOW as REGIONS
 from codeconvoy.workers.llm.region_format import shown
-from codeconvoy.workers.llm.repo_map import RepoMap, Shown, budget, show
-from codeconvoy.workers.llm.text import EMPTY, decode
+from codeconvoy.workers.llm.repo_map import budget
 from codeconvoy.workers.resolution.regions import PartialMerge, Region
 from codeconvoy.workers.roles.role import Context, Intent, Merge, Role, RoleKind, Version
 from codeconvoy.workers.roles.validators import writable
 
 MAX_PROMPT_CHARS = 400_000
 """Default for everything that a prompt holds, about 100,000 tokens."""
-MAX_FEEDBACK_ITEMS = 20
-MAX_FEEDBACK_CHARS = 4_000
-MAX_DIFF_LINES = 4_000
 MAX_SIDE_LINES = 400
 """Of a diff that is shown only so that the regions can be understood."""
 MAX_AROUND = 10
 """Lines before and after a region."""
 MAX_GOAL_CHARS = 2_000
-MAX_NAMED = 50
-"""Files that are named as left out, before the others are counted."""
 
 DEFAULT_PROMPTS: Mapping[RoleKind, str] = {
     RoleKind.EDIT: (
@@ -152,17 +146,6 @@ class Prompt:
     """Files of the repository that are neither shown nor on the map."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A part of a prompt that fits."""
-
-    text: str = ""
-    left_out: int = 0
-    """How many files are not in it."""
-    shown: frozenset[str] = frozenset()
-    """The files that it shows as a whole."""
-
-
 def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt:
     """The prompt for a task.
 
@@ -199,27 +182,15 @@ def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt
     needed = "\n\n".join((goal, *parts))
     room = limit - len(system) - len(needed)
     if room < 0:
-        raise _too_long(context, limit - room, limit)
-    others = _others(context, room)
-    mapped, most = _Part(), tokens.room(budget(role.options))
+        raise too_long(context, limit - room, limit)
+    others = others_part(context, room)
+    mapped, most = Fitting(), tokens.room(budget(role.options))
     if context.map is not None and most:
-        mapped = _map(context.map, others.shown, min(most, room - len(others.text)))
+        mapped = map_part(context.map, others.shown, min(most, room - len(others.text)))
     message = f"{needed}{others.text}{mapped.text}"
     if len(system) + len(message) > limit:  # not even the names of what is left out fit
-        raise _too_long(context, len(system) + len(message), limit)
+        raise too_long(context, len(system) + len(message), limit)
     return Prompt(system, message, schema, others.left_out, mapped.left_out)
-
-
-def _too_long(context: Context, size: int, limit: int) -> AgentError:
-    """What a task needs does not fit: which files are how large, and what can be done."""
-    files = {version.path: version for version in (context.file, *context.heads)}
-    files |= {version.path: version for version in context.others if version.path in writable(context)}
-    sizes = ", ".join(f"{path} has {len(v.content or b''):,} bytes" for path, v in files.items() if path)
-    return AgentError(
-        f"the prompt would have {size:,} characters, the role's limit is {limit:,}{sizes and f' ({sizes})'}. "
-        "Split the file, let the task write fewer files, or take a model with more context; "
-        "the role's option max_prompt_chars sets the limit"
-    )
 
 
 def again(flaws: Sequence[Mismatch]) -> str:
@@ -247,17 +218,17 @@ def _edit(context: Context, work: EditWork) -> list[str]:
     also = [version for version in context.others if version.path in work.also]
     return [
         f"You may write only: {', '.join(writable(context))}.",
-        _file("The file to edit", context.file),
-        *(_file("Another file that you may edit", version) for version in also),
-        *_feedback("An earlier answer to this task was not accepted, because:", work.feedback),
+        file_part("The file to edit", context.file),
+        *(file_part("Another file that you may edit", version) for version in also),
+        *feedback_parts("An earlier answer to this task was not accepted, because:", work.feedback),
     ]
 
 
 def _review(context: Context, work: ReviewWork) -> list[str]:
     return [
         f"Review this change of {context.file.path}. Look above all for: {work.lens}.",
-        _diff("The change under review", context.base, context.file),
-        _file("The file after the change", context.file),
+        diff_part("The change under review", context.base, context.file),
+        file_part("The file after the change", context.file),
     ]
 
 
@@ -265,10 +236,10 @@ def _test(context: Context, work: TestWork) -> list[str]:
     present = [version for version in context.others if version.path == work.test_path]
     return [
         f"Write tests for {context.file.path} into the one file {work.test_path}.",
-        _file("The file to test", context.file),
-        _diff("What was changed in it", context.base, context.file),
-        *(_file("The test file as it is now", version) for version in present),
-        *_feedback("An earlier test file for this task was not accepted, because:", work.feedback),
+        file_part("The file to test", context.file),
+        diff_part("What was changed in it", context.base, context.file),
+        *(file_part("The test file as it is now", version) for version in present),
+        *feedback_parts("An earlier test file for this task was not accepted, because:", work.feedback),
     ]
 
 
@@ -281,14 +252,16 @@ def _merge(context: Context, work: ResolveWork, merge: Merge) -> list[str]:
         f"a region is left, {len(partial.regions)} in all. Say what becomes of each region, so that it does "
         "what both sides meant. All around the regions is merged already and stays as it is.",
         *(
-            _data(f"What side {i} is about, edit by edit", "\n".join(map(_told, intents)))
+            fenced(f"What side {i} is about, edit by edit", "\n".join(map(_told, intents)))
             for i, intents in enumerate(merge.intents, 1)
         ),
         *(
-            _diff(f"All that side {i} changed", context.base, version, MAX_SIDE_LINES)
+            diff_part(f"All that side {i} changed", context.base, version, MAX_SIDE_LINES)
             for i, version in enumerate(versions, 1)
         ),
-        *_feedback("Tried before, without success:", [f"{one.strategy}: {one.reason}" for one in work.tried]),
+        *feedback_parts(
+            "Tried before, without success:", [f"{one.strategy}: {one.reason}" for one in work.tried]
+        ),
         *(part for region in partial.regions for part in _region(partial, region)),
     ]
 
@@ -303,13 +276,13 @@ def _region(partial: PartialMerge, region: Region) -> list[str]:
     before = shown(partial, b"".join(byte_lines(partial.texts[number - 1])[-MAX_AROUND:]))
     after = shown(partial, b"".join(byte_lines(partial.texts[number])[:MAX_AROUND]))
     return [
-        _data(f"The lines before region {number}, which stay", before or "(the file starts here)"),
-        _data(f"Region {number} before both sides changed it", shown(partial, region.base) or "(no lines)"),
+        fenced(f"The lines before region {number}, which stay", before or "(the file starts here)"),
+        fenced(f"Region {number} before both sides changed it", shown(partial, region.base) or "(no lines)"),
         *(
-            _data(f"Region {number} on side {i}", shown(partial, side) or "(no lines)")
+            fenced(f"Region {number} on side {i}", shown(partial, side) or "(no lines)")
             for i, side in enumerate(region.sides, 1)
         ),
-        _data(f"The lines after region {number}, which stay", after or "(the file ends here)"),
+        fenced(f"The lines after region {number}, which stay", after or "(the file ends here)"),
     ]
 
 
@@ -319,21 +292,21 @@ def _resolve(context: Context, work: ResolveWork) -> list[str]:
         f"{context.file.path} was changed side by side. Reconcile the changes: your answer's blocks apply to "
         "the file as it is after the edit that came last, and bring in what the others changed. NO CHANGES "
         "means that this file is already the right result.",
-        _file("The file before all of these changes", context.base or _absent(context.file.path)),
-        _diff(f"Your own edit{_intent(context.file)}", context.base, context.file),
+        file_part("The file before all of these changes", context.base or _absent(context.file.path)),
+        diff_part(f"Your own edit{_intent(context.file)}", context.base, context.file),
         *(
-            _diff(f"What moved under it, change {i}{_intent(head)}", context.base, head)
+            diff_part(f"What moved under it, change {i}{_intent(head)}", context.base, head)
             for i, head in enumerate(context.heads, 1)
         ),
-        _file("The file after the edit that came last, to which your blocks apply", context.file),
-        *_feedback("Tried before, without success:", tried),
+        file_part("The file after the edit that came last, to which your blocks apply", context.file),
+        *feedback_parts("Tried before, without success:", tried),
     ]
 
 
 def _plan(context: Context, work: PlanWork) -> list[str]:
     return [
         f"Roles: {', '.join(work.roles)}.",
-        _data("The files of the job", "\n".join(work.files)),
+        fenced("The files of the job", "\n".join(work.files)),
     ]
 
 
@@ -344,96 +317,6 @@ def _intent(version: Version) -> str:
 
 def _absent(path: str) -> Version:
     return Version(path, "", None)
-
-
-def _others(context: Context, room: int) -> _Part:
-    """The files that are there to be read only, as far as there is room."""
-    shown = {context.task.path, *writable(context)}
-    parts = {
-        version.path: (version, "\n\n" + _file("Another file, to know of and not to be changed", version))
-        for version in context.others
-        if version.path not in shown
-    }
-    if sum(len(part) for _, part in parts.values()) > room:
-        room -= len(_left_out([version for version, _ in parts.values()]))
-    text, left_out = "", list[Version]()
-    for version, part in parts.values():
-        if len(text) + len(part) <= room:
-            text += part
-            shown.add(version.path)
-        else:
-            left_out.append(version)
-    return _Part(text + _left_out(left_out), len(left_out), frozenset(shown))
-
-
-def _left_out(versions: Sequence[Version]) -> str:
-    """Says which files are not shown, if there are any."""
-    if not versions:
-        return ""
-    named = [f"{v.path} ({len(v.content or b''):,} bytes)" for v in versions[:MAX_NAMED]]
-    more = [f"{len(versions) - MAX_NAMED:,} more"] if len(versions) > MAX_NAMED else []
-    return f"\n\nLeft out for their size, do not guess what is in them: {', '.join(named + more)}."
-
-
-def _map(whole: RepoMap, in_full: Collection[str], room: int) -> _Part:
-    """The map of the repository, as far as there is room for it."""
-    longest = Shown(text="", defined=0, listed=whole.files, files=whole.files)
-    shown = show(whole, max(0, min(room, tokens.room(whole.tokens)) - len(_drawn(longest))), in_full)
-    return _Part(_drawn(shown) if shown.text else "", shown.left_out)
-
-
-def _drawn(shown: Shown) -> str:
-    seen = shown.defined + shown.listed
-    return "\n\n" + "\n".join(
-        (
-            _data(
-                "A map of other files: what they define, without bodies; of some the path only", shown.text
-            ),
-            f"The map shows {seen:,} of {shown.files:,} other files, of {shown.listed:,} the path only.",
-        )
-    )
-
-
-def _feedback(title: str, items: Sequence[str]) -> list[str]:
-    kept = [_clipped(item) for item in items[:MAX_FEEDBACK_ITEMS]]
-    if len(items) > len(kept):
-        kept.append(f"({len(items) - len(kept)} more are left out)")
-    return [f"{title}\n" + _data("Feedback", "\n".join(f"- {item}" for item in kept))] if kept else []
-
-
-def _clipped(item: str) -> str:
-    return item if len(item) <= MAX_FEEDBACK_CHARS else f"{item[:MAX_FEEDBACK_CHARS]} (the rest is left out)"
-
-
-def _file(title: str, version: Version) -> str:
-    if version.content is None:
-        return f"{title}: {version.path} (there is no such file)"
-    return _data(f"{title}: {version.path}", decode(version.content).shown)
-
-
-def _diff(title: str, base: Version | None, version: Version, limit: int = MAX_DIFF_LINES) -> str:
-    """A unified diff, cut at so many lines, which it says."""
-    old = base.content if base else None
-    before, after = (
-        list((EMPTY if content is None else decode(content)).lines) for content in (old, version.content)
-    )
-    names = (
-        "/dev/null" if old is None else version.path,
-        "/dev/null" if version.content is None else version.path,
-    )
-    lines = list(difflib.unified_diff(before, after, *names, lineterm=""))
-    if len(lines) > limit:
-        lines = [
-            *lines[:limit],
-            f"({len(lines) - limit} more lines of this diff are left out)",
-        ]
-    return _data(title, "\n".join(lines) or "(no difference)")
-
-
-def _data(title: str, text: str) -> str:
-    """Text fenced by a mark that it can't hold: it would have to hold its own hash."""
-    mark = sha256(text.encode()).hexdigest()[:16]
-    return f"{title}\n<data {mark}>\n{text.removesuffix(chr(10))}\n</data {mark}>"
 
 
 def opening(prompt: Prompt, more: str = "") -> tuple[Message, ...]:

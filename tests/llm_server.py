@@ -1,7 +1,8 @@
 """Reads HTTP requests, writes replies: a server that speaks three model APIs and misbehaves by script.
 
-OpenAI's Responses and Chat Completions, Anthropic's Messages. Each request takes the next step of
-the script; when that is used up, the model (a callable of what was asked) answers.
+OpenAI's Responses and Chat Completions, Anthropic's Messages, streamed where the request says so. Each
+request takes the next step of the script; when that is used up, the model (a callable of what was
+asked) answers.
 """
 
 import json
@@ -13,12 +14,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.llm_shapes import Said, encoded, error_event, events, failed_event, whole
+
 _PATHS = {"/v1/responses": "responses", "/v1/chat/completions": "chat", "/v1/messages": "messages"}
 _FILE = re.compile(
     r"^(?:The|Another) file[^\n]*: (?P<path>[^\n]+)\n"
     r"<data (?P<mark>\w+)>\n(?P<text>.*?)\n?</data (?P=mark)>",
     re.DOTALL | re.MULTILINE,
 )
+_HALF = "Half of what would be a longer reply"
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,10 @@ class Asked:
         """The files that the prompt shows, in its order."""
         return {found["path"]: found["text"] for found in _FILE.finditer(self.prompt)}
 
-
-@dataclass(frozen=True)
-class Said:
-    """A reply of the model."""
-
-    text: str
-    stop: str = "finished"
-    """finished, truncated or refused."""
-    usage: tuple[int, int, int] | None = (100, 40, 7)
-    """Input tokens in all, cached among them, output; None: the reply tells none."""
+    @property
+    def path(self) -> str:
+        """The first of them, which the task is about."""
+        return next(iter(self.files), "")
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,28 @@ class Fault:
     """What happens instead of a reply."""
 
     kind: str
-    """status, hang, drop (no reply), cut (half a reply), malformed (no JSON), shape (other JSON)."""
+    """status; hang, drop (no reply); cut, stall (half a reply, and then the end of the connection, or
+    nothing); malformed (no JSON), shape (other JSON). Where a stream was asked for: short (the end after
+    its first half), error, failed (an event that says so), whole (a reply that is no stream)."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=lambda: {"type": "test", "message": "by script"})
 
 
-HANG, DROP, CUT = Fault("hang"), Fault("drop"), Fault("cut")
+HANG, DROP, CUT, STALL, SHORT = (Fault(kind) for kind in ("hang", "drop", "cut", "stall", "short"))
 MALFORMED, SHAPE = Fault("malformed"), Fault("shape")
-Model = Callable[[Asked], str | Said | Fault]
+Step = str | Said | Fault
+Model = Callable[[Asked], Step]
 
 
 def status(http: int, headers: dict[str, str] | None = None, **error: Any) -> Fault:
     """An error status."""
     return Fault("status", http, headers or {}, {"type": "test", "message": "by script", **error})
+
+
+def midway(kind: str, code: str) -> Fault:
+    """An `error` event, or a `failed` response, in the middle of a stream."""
+    return Fault(kind, error={"type": code, "message": "by script"})
 
 
 def no_changes(asked: Asked) -> str:
@@ -101,22 +107,35 @@ class ModelServer:
     """Serves on a port of its own while its context is open."""
 
     def __init__(
-        self, script: Iterable[str | Said | Fault] = (), *, model: Model = no_changes, key: str = "secret"
+        self,
+        script: Iterable[Step] = (),
+        *,
+        model: Model = no_changes,
+        key: str = "secret",
+        port: int = 0,
     ) -> None:
-        self.script: deque[str | Said | Fault] = deque(script)
+        self.script: deque[Step] = deque(script)
         self.model, self.key = model, key
         self.asked: list[Asked] = []
-        self.reached, self.closed_by_client = threading.Event(), threading.Event()
+        self.connections = 0
+        self.at_once = self.most_at_once = 0
+        """Requests that are being answered, and how many that were at most."""
+        self.hangs, self.closed_by_client = threading.Event(), threading.Event()
         self._over = threading.Event()
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
 
     @property
     def url(self) -> str:
         """Without the version: Anthropic's base URL; OpenAI's has `/v1` more."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "ModelServer":
         threading.Thread(
@@ -129,16 +148,32 @@ class ModelServer:
         self._server.shutdown()
         self._server.server_close()
 
+    def requests(self, path: str) -> list[Asked]:
+        """What was asked about a file."""
+        with self._lock:
+            return [asked for asked in self.asked if asked.path == path]
+
     def next_step(self, asked: Asked) -> Said | Fault:
         """What this request gets."""
         with self._lock:
             self.asked.append(asked)
-            self.reached.set()
             step = self.script.popleft() if self.script else self.model(asked)
         return Said(step) if isinstance(step, str) else step
 
+    def connected(self) -> None:
+        """A client has opened a connection."""
+        with self._lock:
+            self.connections += 1
+
+    def counts(self, change: int) -> None:
+        """A request begins (1) or ends (-1)."""
+        with self._lock:
+            self.at_once += change
+            self.most_at_once = max(self.most_at_once, self.at_once)
+
     def hang(self, connection: Any) -> None:
         """Say nothing until the client goes away or the test is over."""
+        self.hangs.set()
         connection.settimeout(0.02)
         while not self._over.is_set():
             try:
@@ -155,6 +190,12 @@ class ModelServer:
 class _Handler(BaseHTTPRequestHandler):
     owner: ModelServer
     protocol_version = "HTTP/1.1"
+    api: str
+    streams: bool
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connected()
 
     def log_message(self, format: str, *args: object) -> None:
         """Tests print nothing."""
@@ -167,28 +208,91 @@ class _Handler(BaseHTTPRequestHandler):
             message = f"Incorrect API key provided: {given}"
             self._json(401, {"error": {"type": "authentication_error", "message": message}}, {})
             return
-        api = _PATHS[self.path]
-        step = self.owner.next_step(_asked(api, body, headers))
-        if isinstance(step, Fault):
-            self._fail(step)
+        self.api, self.streams = _PATHS[self.path], bool(body.get("stream"))
+        self.owner.counts(1)
+        try:
+            step = self.owner.next_step(_asked(self.api, body, headers))
+            if isinstance(step, Fault):
+                self.close_connection = True
+                self._fail(step)
+            else:
+                self._reply(step)
+        finally:
+            self.owner.counts(-1)
+
+    def _reply(self, said: Said) -> None:
+        if self.streams:
+            self._begin_stream()
+            self._send(b"".join(encoded(self.api, event) for event in events(self.api, said)))
+            self._end_stream()
         else:
-            self._json(200, _REPLIES[api](step), {"x-request-id": "req-7", "request-id": "req-7"})
+            self._json(200, whole(self.api, said), {"x-request-id": "req-7", "request-id": "req-7"})
 
     def _fail(self, fault: Fault) -> None:
-        self.close_connection = True
         match fault.kind:
             case "status":
                 self._json(fault.status, {"type": "error", "error": fault.error}, fault.headers)
             case "hang":
                 self.owner.hang(self.connection)
+            case "drop":
+                pass
+            case "whole":
+                self._json(200, whole(self.api, Said(_HALF)), {})
+            case _ if self.streams:
+                self._fail_midway(fault)
             case "cut":
                 self._raw(b'{"id": "half a', length=10_000)
+            case "stall":
+                self._raw(b'{"id": "half a', length=10_000)
+                self.owner.hang(self.connection)
             case "malformed":
                 self._raw(b'{"id": "half a')
             case "shape":
-                self._json(200, {"hello": "world", "output": ["x"], "choices": [], "content": ["x"]}, {})
-            case "drop":
-                pass
+                self._json(200, _SHAPELESS, {})
+            case _:
+                raise AssertionError(f"{fault.kind} is for streams")
+
+    def _fail_midway(self, fault: Fault) -> None:
+        """A stream that begins well."""
+        self._begin_stream()
+        begun = events(self.api, Said(_HALF))[:5]
+        self._send(b"".join(encoded(self.api, event) for event in begun))
+        match fault.kind:
+            case "cut":
+                return
+            case "stall":
+                self.owner.hang(self.connection)
+                return
+            case "malformed":
+                self._send(b'event: message_delta\ndata: {"id": "half a\n\n')
+            case "shape":
+                last = {"responses": "response.completed", "messages": "message_delta"}.get(self.api, "")
+                self._send(encoded(self.api, {"type": last, **_SHAPELESS}))
+            case "error":
+                self._send(encoded(self.api, error_event(self.api, fault.error)))
+            case "failed":
+                self._send(encoded(self.api, failed_event(fault.error)))
+        self._end_stream()
+
+    def _begin_stream(self) -> None:
+        self.send_response(200)
+        for name in ("x-request-id", "request-id"):
+            self.send_header(name, "req-7")
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        if self.close_connection:
+            self.send_header("connection", "close")
+        self.end_headers()
+
+    def _send(self, content: bytes) -> None:
+        """One chunk."""
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
+        self.wfile.flush()
+
+    def _end_stream(self) -> None:
+        if self.api == "chat":
+            self._send(b"data: [DONE]\n\n")
+        self.wfile.write(b"0\r\n\r\n")
 
     def _json(self, code: int, body: object, headers: dict[str, str]) -> None:
         self._raw(json.dumps(body).encode(), code, headers)
@@ -207,6 +311,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+_SHAPELESS = {
+    "hello": "world",
+    "output": ["x"],
+    "choices": ["x"],
+    "content": ["x"],
+    "response": 7,
+    "delta": 7,
+}
+
+
 def _asked(api: str, body: dict[str, Any], headers: dict[str, str]) -> Asked:
     turns = [(turn["role"], turn["content"]) for turn in body.get("messages", body.get("input", []))]
     match api:
@@ -217,87 +331,3 @@ def _asked(api: str, body: dict[str, Any], headers: dict[str, str]) -> Asked:
         case _:
             system = body["system"][0]["text"]
     return Asked(api, system, tuple(turns), body, headers)
-
-
-def _response(said: Said) -> dict[str, Any]:
-    refused = said.stop == "refused"
-    part = (
-        {"type": "refusal", "refusal": said.text}
-        if refused
-        else {"type": "output_text", "text": said.text, "annotations": []}
-    )
-    message = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
-    reply: dict[str, Any] = {
-        "id": "r",
-        "object": "response",
-        "created_at": 0,
-        "model": "test",
-        "status": "incomplete" if said.stop == "truncated" else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if said.stop == "truncated" else None,
-        "output": [message],
-    }
-    if said.usage:
-        into, cached, out = said.usage
-        reply["usage"] = {
-            "input_tokens": into,
-            "input_tokens_details": {"cached_tokens": cached},
-            "output_tokens": out,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": into + out,
-        }
-    return reply
-
-
-def _completion(said: Said) -> dict[str, Any]:
-    refused = said.stop == "refused"
-    message = {
-        "role": "assistant",
-        "content": None if refused else said.text,
-        "refusal": said.text if refused else None,
-    }
-    reason = "length" if said.stop == "truncated" else "stop"
-    reply: dict[str, Any] = {
-        "id": "c",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "test",
-        "choices": [{"index": 0, "message": message, "finish_reason": reason}],
-    }
-    if said.usage:
-        into, cached, out = said.usage
-        reply["usage"] = {
-            "prompt_tokens": into,
-            "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens": out,
-            "total_tokens": into + out,
-        }
-    return reply
-
-
-def _message(said: Said) -> dict[str, Any]:
-    reasons = {"finished": "end_turn", "truncated": "max_tokens", "refused": "refusal"}
-    reply: dict[str, Any] = {
-        "id": "a",
-        "type": "message",
-        "role": "assistant",
-        "model": "test",
-        "content": [{"type": "text", "text": said.text}],
-        "stop_reason": reasons[said.stop],
-        "stop_sequence": None,
-    }
-    if said.usage:
-        into, cached, out = said.usage
-        reply["usage"] = {
-            "input_tokens": into - cached - 10,
-            "cache_read_input_tokens": cached,
-            "cache_creation_input_tokens": 10,
-            "output_tokens": out,
-        }
-    return reply
-
-
-_REPLIES: dict[str, Callable[[Said], dict[str, Any]]] = {
-    "responses": _response,
-    "chat": _completion,
-    "messages": _message,
-}

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import pytest
 
@@ -21,7 +21,20 @@ from codeconvoy.workers.llm.provider import (
     Stop,
     fingerprint,
 )
-from tests.llm_server import CUT, DROP, HANG, MALFORMED, SHAPE, Fault, ModelServer, Said, status
+from tests.llm_server import (
+    CUT,
+    DROP,
+    HANG,
+    MALFORMED,
+    SHAPE,
+    SHORT,
+    STALL,
+    Fault,
+    ModelServer,
+    midway,
+    status,
+)
+from tests.llm_shapes import APIS, Said
 
 T = TypeVar("T")
 KEY = "secret"
@@ -29,20 +42,29 @@ SCHEMA = {"type": "object", "properties": {}, "required": [], "additionalPropert
 REQUEST = Call("m-1", "be good", (Message("user", "hi"),), temperature=0.0, seed=3, deadline_seconds=20)
 
 
-def responses(url: str, key: str = KEY) -> Provider:
-    return OpenAIProvider(key, base_url=f"{url}/v1")
+@dataclass(frozen=True)
+class Make:
+    """Makes a provider for a server."""
+
+    api: str
+    stream: bool = True
+
+    def __call__(self, url: str, key: str = KEY, idle_seconds: float = 20.0) -> Provider:
+        if self.api == "messages":
+            return AnthropicProvider(key, base_url=url, stream=self.stream, idle_seconds=idle_seconds)
+        api: Literal["responses", "chat"] = "chat" if self.api == "chat" else "responses"
+        return OpenAIProvider(
+            key, base_url=f"{url}/v1", api=api, stream=self.stream, idle_seconds=idle_seconds
+        )
+
+    def __str__(self) -> str:
+        return self.api if self.stream else f"{self.api}, whole"
 
 
-def chat(url: str, key: str = KEY) -> Provider:
-    return OpenAIProvider(key, base_url=f"{url}/v1", api="chat")
-
-
-def messages(url: str, key: str = KEY) -> Provider:
-    return AnthropicProvider(key, base_url=url)
-
-
-Make = Callable[..., Provider]
-every = pytest.mark.parametrize("make", [responses, chat, messages])
+streamed = pytest.mark.parametrize("make", list(map(Make, APIS)), ids=str)
+every = pytest.mark.parametrize(
+    "make", [Make(api, stream) for api in APIS for stream in (True, False)], ids=str
+)
 
 
 def using(provider: Provider, do: Callable[[Provider], Coroutine[None, None, T]]) -> T:
@@ -69,8 +91,9 @@ def test_a_reply_its_usage_in_one_convention_and_what_was_sent(make: Make) -> No
     assert not reply.usage_estimated and usage.model == "m-1"
     asked = server.asked[0]
     assert (asked.system, asked.messages) == ("be good", (("user", "hi"),))
-    assert asked.body.get("temperature") == (None if make is messages else 0.0)
-    assert asked.body.get("seed") == (3 if make is chat else None)
+    assert asked.body.get("temperature") == (None if make.api == "messages" else 0.0)
+    assert asked.body.get("seed") == (3 if make.api == "chat" else None)
+    assert asked.body.get("stream", False) == make.stream
 
 
 @every
@@ -78,10 +101,10 @@ def test_a_schema_is_sent(make: Make) -> None:
     with ModelServer([Said("{}")]) as server:
         ask(make(server.url), Call("m", "s", (Message("user", "hi"),), json_schema=SCHEMA))
     body = server.asked[0].body
-    if make is chat:
+    if make.api == "chat":
         assert body["response_format"]["json_schema"]["schema"] == SCHEMA
     else:
-        assert body["text" if make is responses else "output_config"]["format"]["schema"] == SCHEMA
+        assert body["text" if make.api == "responses" else "output_config"]["format"]["schema"] == SCHEMA
 
 
 @every
@@ -135,6 +158,70 @@ def test_faults_become_failures_after_one_request(
     assert len(server.asked) == 1
 
 
+@streamed
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        (SHORT, Failure.CONNECTION),
+        (midway("error", "overloaded_error"), Failure.OVERLOADED),
+        (midway("error", "api_error"), Failure.SERVER),
+        (midway("error", "rate_limit_error"), Failure.RATE_LIMITED),
+        (midway("error", "invalid_request_error"), Failure.REJECTED),
+        (midway("error", "authentication_error"), Failure.KEY),
+        (midway("error", "insufficient_quota"), Failure.QUOTA),
+        (midway("error", "503"), Failure.SERVER),
+        (midway("error", "400"), Failure.REJECTED),
+    ],
+    ids=lambda value: f"{value.kind}-{value.error['type']}" if isinstance(value, Fault) else str(value),
+)
+def test_a_stream_that_does_not_come_to_its_end_is_no_reply(
+    make: Make, fault: Fault, failure: Failure
+) -> None:
+    with ModelServer([fault]) as server, pytest.raises(CallFailed) as caught:
+        ask(make(server.url))
+    assert caught.value.failure is failure
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [("server_error", Failure.SERVER), ("rate_limit_exceeded", Failure.RATE_LIMITED)],
+)
+def test_a_response_that_failed_says_why(code: str, failure: Failure) -> None:
+    with ModelServer([midway("failed", code)]) as server, pytest.raises(CallFailed, match=code) as caught:
+        ask(Make("responses")(server.url))
+    assert caught.value.failure is failure
+
+
+@streamed
+def test_a_server_that_does_not_stream_is_told_from_a_cut_stream(make: Make) -> None:
+    with ModelServer([Fault("whole")]) as server, pytest.raises(CallFailed, match="stream = false") as caught:
+        ask(make(server.url))
+    assert caught.value.failure is Failure.GARBLED
+
+
+@streamed
+@pytest.mark.parametrize("fault", [STALL, HANG], ids=lambda fault: fault.kind)
+def test_silence_ends_a_call_long_before_its_deadline(make: Make, fault: Fault) -> None:
+    request = Call("m", "s", (Message("user", "hi"),), deadline_seconds=3_600)
+    with ModelServer([fault]) as server:
+        with pytest.raises(CallFailed) as caught:
+            ask(make(server.url, idle_seconds=0.3), request)
+        assert caught.value.failure is Failure.TIMEOUT and caught.value.retryable
+        assert server.closed_by_client.wait(10)
+
+
+@every
+def test_a_connection_is_used_again(make: Make) -> None:
+    async def thrice(provider: Provider) -> None:
+        for _ in range(3):
+            await provider.call(REQUEST)
+
+    with ModelServer([Said("one"), Said("two"), Said("three")]) as server:
+        using(make(server.url), thrice)
+    assert server.connections == 1
+
+
 @every
 def test_a_wrong_key_is_told_from_an_outage_and_not_repeated(make: Make) -> None:
     with ModelServer() as server, pytest.raises(CallFailed) as caught:
@@ -170,20 +257,21 @@ def test_a_server_that_hangs_ends_at_the_deadline(make: Make) -> None:
 
 
 @every
-def test_cancelling_a_call_closes_its_stream(make: Make) -> None:
+@pytest.mark.parametrize("fault", [HANG, STALL], ids=lambda fault: fault.kind)
+def test_cancelling_a_call_closes_its_stream(make: Make, fault: Fault) -> None:
     async def cancel(provider: Provider) -> None:
         call = asyncio.create_task(provider.call(REQUEST))
-        assert await asyncio.to_thread(server.reached.wait, 10)
+        assert await asyncio.to_thread(server.hangs.wait, 10)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert await asyncio.to_thread(server.closed_by_client.wait, 10)
 
-    with ModelServer([HANG]) as server:
+    with ModelServer([fault]) as server:
         using(make(server.url), cancel)
 
 
-@pytest.mark.parametrize("make", [responses, chat])
+@pytest.mark.parametrize("make", [Make("responses"), Make("chat")], ids=str)
 def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(make: Make) -> None:
     async def twice(provider: Provider) -> list[Reply]:
         return [await provider.call(REQUEST), await provider.call(REQUEST)]

@@ -245,6 +245,8 @@ def role(provider: str, model: str = "m", **options: str) -> Role:
         (role("openai", api="soap"), "roles.r.options.api", "can't be used"),
         (role("openai", max_output_tokens="-1"), "roles.r.options.max_output_tokens", "can't be used"),
         (role("openai", temperature="warm"), "roles.r.options.temperature", "can't be used"),
+        (role("openai", stream="no"), "roles.r.options.stream", "can't be used"),
+        (role("anthropic", idle_seconds="0.0"), "roles.r.options.idle_seconds", "can't be used"),
         (role("anthropic", temperature="0"), "roles.r.options.temperature", "no option"),
         (role("openai", validators="none"), "roles.r.options.validators", "'none' is not known"),
         (role("command"), "roles.r.options.argv", "needs a program"),

@@ -1,7 +1,6 @@
 """A model call as a span: what it says by the GenAI conventions, and that it never says what was said."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,22 +13,26 @@ from codeconvoy.workers.llm.cells import LocalCells
 from codeconvoy.workers.llm.chain import Chain
 from codeconvoy.workers.llm.failover import Switch
 from codeconvoy.workers.llm.metrics import ModelMetrics
-from codeconvoy.workers.llm.provider import CallFailed, Failure, Provider
+from codeconvoy.workers.llm.provider import CallFailed, Failure
 from codeconvoy.workers.llm.recorded import RecordedProvider
 from codeconvoy.workers.llm.traced import TracedProvider, WatchedProvider
-from tests.llm_server import ModelServer, Said, status
+from tests.llm_server import ModelServer, status
+from tests.llm_shapes import Said
 from tests.spans import Spans, attributes, events, parent, text_of
-from tests.unit.test_llm_providers import REQUEST, SCHEMA, chat, messages, responses
+from tests.unit.test_llm_providers import REQUEST, SCHEMA, Make
 from tests.unit.test_model_chain import MemoryReplies, Server, request, virtually
 
 GIVEN = {"traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 SECRET_REPLY = "the reply, which is nobody's business"
 SAID = "hi"
 
-Make = Callable[[str], Provider]
 each = pytest.mark.parametrize(
     ("make", "provider", "path"),
-    [(responses, "openai", "/v1"), (chat, "openai", "/v1"), (messages, "anthropic", "")],
+    [
+        (Make("responses"), "openai", "/v1"),
+        (Make("chat"), "openai", "/v1"),
+        (Make("messages"), "anthropic", ""),
+    ],
 )
 
 

@@ -2,30 +2,36 @@
 
 The SDK is imported when the first provider is made: it takes most of a second. Its own retries
 are off, so that one call is one HTTP request (but once for a model that takes no temperature).
+Replies are streamed, so that a server that falls silent is noticed long before the deadline; a
+stream without the API's last event is a cut one, never a reply.
 """
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from codeconvoy.workers.llm.http_errors import rejected_parameter, status_failure
-from codeconvoy.workers.llm.provider import (
-    Call,
-    CallFailed,
-    Failure,
-    Reply,
-    Stop,
-    reply_of,
+import httpx2
+
+from codeconvoy.workers.llm.http_errors import (
+    cut_short,
+    drain,
+    failure_of,
+    rejected_parameter,
+    said_failure,
+    shape_of,
+    timeout_of,
 )
+from codeconvoy.workers.llm.provider import IDLE_SECONDS, Call, CallFailed, Failure, Reply, Stop, reply_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from openai.types.chat import ChatCompletion
+    from openai.types import CompletionUsage
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
     from openai.types.responses import Response
 
 API = "https://api.openai.com/v1"
-CONNECT_SECONDS = 10.0
 _SCHEMA_NAME = "answer"
+_REQUEST_ID = "x-request-id"
+_LAST = ("response.completed", "response.incomplete", "response.failed")
 
 
 class OpenAIProvider:
@@ -34,7 +40,13 @@ class OpenAIProvider:
     name = "openai"
 
     def __init__(
-        self, key: str, *, base_url: str = API, api: Literal["responses", "chat"] = "responses"
+        self,
+        key: str,
+        *,
+        base_url: str = API,
+        api: Literal["responses", "chat"] = "responses",
+        stream: bool = True,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         """Nothing is sent before the first call.
 
@@ -42,17 +54,18 @@ class OpenAIProvider:
             key: the secret; servers of one's own may take any.
             base_url: with the version, without a slash at the end.
             api: `responses` for OpenAI's own, `chat` for compatible servers.
+            stream: False for a server that can't.
+            idle_seconds: a stream that is silent for longer is given up.
         """
-        import httpx2
         import openai
 
-        self._key, self._api = key, api
+        self._key, self._api, self._stream = key, api, stream
         self._sdk = openai
         self._client = openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=base_url,
             max_retries=0,
-            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+            timeout=timeout_of(stream=stream, idle_seconds=idle_seconds),
         )
         self._not_taken: set[str] = set()
         """Sampling parameters that the model refused once: not sent again."""
@@ -69,7 +82,7 @@ class OpenAIProvider:
             except self._sdk.BadRequestError as error:
                 refused = rejected_parameter(error.body)
                 if refused not in sent:
-                    raise self._failure(error) from error
+                    raise failure_of(self.name, self._sdk, error, self._key) from error
                 self._not_taken.add(refused)
 
     async def _once(self, request: Call, sampling: dict[str, float]) -> Reply:
@@ -77,100 +90,123 @@ class OpenAIProvider:
         ask = self._respond if self._api == "responses" else self._complete
         try:
             async with asyncio.timeout(request.deadline_seconds):
-                return await ask(request, sampling)
+                with shape_of(self.name):
+                    return await ask(request, sampling)
         except self._sdk.BadRequestError:
             raise
         except TimeoutError as error:
             reason = f"openai: no reply within {request.deadline_seconds:.0f} s"
             raise CallFailed(Failure.TIMEOUT, reason) from error
-        except (self._sdk.OpenAIError, ValueError) as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: Exception) -> CallFailed:
-        """What an error of the SDK means."""
-        if isinstance(error, self._sdk.APIStatusError):
-            return status_failure(self.name, error.status_code, error.response.headers, error.body, self._key)
-        if isinstance(error, self._sdk.APITimeoutError):
-            return CallFailed(Failure.TIMEOUT, "openai: the connection timed out")
-        if isinstance(error, self._sdk.APIConnectionError):
-            cause = type(error.__cause__).__name__
-            return CallFailed(Failure.CONNECTION, f"openai: the connection failed or was cut ({cause})")
-        return CallFailed(Failure.GARBLED, f"openai: not a reply of its API ({type(error).__name__})")
+        except (self._sdk.OpenAIError, httpx2.HTTPError, ValueError) as error:
+            raise failure_of(self.name, self._sdk, error, self._key) from error
 
     async def _respond(self, request: Call, sampling: dict[str, float]) -> Reply:
-        extra: dict[str, Any] = dict(sampling)
+        sent: dict[str, Any] = {
+            "model": request.model,
+            "instructions": request.system,
+            "input": [{"role": m.role, "content": m.content} for m in request.messages],
+            "max_output_tokens": request.max_output_tokens,
+            "store": False,
+            **sampling,
+        }
         if request.json_schema is not None:
-            form = {
-                "type": "json_schema",
-                "name": _SCHEMA_NAME,
-                "schema": request.json_schema,
-                "strict": True,
-            }
-            extra["text"] = {"format": form}
-        messages: list[Any] = [{"role": m.role, "content": m.content} for m in request.messages]
-        response = await self._client.responses.create(
-            model=request.model,
-            instructions=request.system,
-            input=messages,
-            max_output_tokens=request.max_output_tokens,
-            store=False,
-            **extra,
-        )
-        return _read(_from_response, request, response)
+            form = {"name": _SCHEMA_NAME, "schema": request.json_schema, "strict": True}
+            sent["text"] = {"format": {"type": "json_schema", **form}}
+        if not self._stream:
+            response = await self._client.responses.create(**sent)
+            return self._of_response(request, response, "", response._request_id)
+        said: list[str] = []
+        async with await self._client.responses.create(**sent, stream=True) as stream:
+            async for event in stream:
+                if event.type == "response.output_text.delta":
+                    said.append(event.delta)
+                elif event.type in _LAST:
+                    await drain(stream.response)
+                    request_id = stream.response.headers.get(_REQUEST_ID)
+                    return self._of_response(request, event.response, "".join(said), request_id)
+                elif event.type == "error":
+                    raise said_failure(self.name, event.to_dict(), self._key)
+        raise cut_short(self.name, began=bool(said))
+
+    def _of_response(self, request: Call, response: "Response", said: str, request_id: str | None) -> Reply:
+        """The reply that a response is; `said`: its text as it came, for servers that do not repeat it."""
+        if response.status == "failed":
+            raise said_failure(self.name, response.error and response.error.to_dict(), self._key)
+        parts = [part for item in response.output if item.type == "message" for part in item.content]
+        why = response.incomplete_details.reason if response.incomplete_details else None
+        refused = why == "content_filter" or any(part.type == "refusal" for part in parts)
+        stop = _stop(truncated=response.status == "incomplete", refused=refused)
+        counted: tuple[object, object, object] | None = None
+        if usage := response.usage:
+            details = usage.input_tokens_details
+            counted = usage.input_tokens, details.cached_tokens if details else 0, usage.output_tokens
+        return reply_of(self.name, request, response.output_text or said, stop, counted, request_id)
 
     async def _complete(self, request: Call, sampling: dict[str, float]) -> Reply:
-        extra: dict[str, Any] = dict(sampling)
+        turns = [{"role": m.role, "content": m.content} for m in request.messages]
+        sent: dict[str, Any] = {
+            "model": request.model,
+            "messages": [{"role": "system", "content": request.system}, *turns],
+            "max_completion_tokens": request.max_output_tokens,
+            **sampling,
+        }
         if request.json_schema is not None:
             schema = {"name": _SCHEMA_NAME, "schema": request.json_schema, "strict": True}
-            extra["response_format"] = {"type": "json_schema", "json_schema": schema}
-        messages: list[Any] = [{"role": "system", "content": request.system}]
-        messages += ({"role": m.role, "content": m.content} for m in request.messages)
-        completion = await self._client.chat.completions.create(
-            model=request.model,
-            messages=messages,
-            max_completion_tokens=request.max_output_tokens,
-            **extra,
-        )
-        return _read(_from_completion, request, completion)
+            sent["response_format"] = {"type": "json_schema", "json_schema": schema}
+        completion = _Completion()
+        if not self._stream:
+            whole = await self._client.chat.completions.create(**sent)
+            completion.read(whole)
+            return completion.reply(request, whole._request_id)
+        sent["stream_options"] = {"include_usage": True}
+        async with await self._client.chat.completions.create(**sent, stream=True) as stream:
+            async for chunk in stream:
+                completion.add(chunk)
+            if not completion.finish_reason:
+                raise cut_short(self.name, began=completion.began)
+            return completion.reply(request, stream.response.headers.get(_REQUEST_ID))
 
     async def close(self) -> None:
         """See `Provider`."""
         await self._client.close()
 
 
-def _read(reader: "Callable[[Call, Any], Reply]", request: Call, answer: object) -> Reply:
-    """The reply that an answer holds. The SDK does not check shapes, so a wrong one shows here."""
-    try:
-        return reader(request, answer)
-    except (AttributeError, TypeError, IndexError) as error:
-        raise CallFailed(Failure.GARBLED, f"openai: the reply has not the API's shape: {error}") from error
+@dataclass(slots=True)
+class _Completion:
+    """What has come of a completion: at once, or in chunks."""
 
+    began: bool = False
+    said: list[str] = field(default_factory=list)
+    refused: bool = False
+    finish_reason: str | None = None
+    usage: "CompletionUsage | None" = None
 
-def _from_response(request: Call, response: "Response") -> Reply:
-    if response.status == "failed":
-        code = response.error.code if response.error else "no reason given"
-        raise CallFailed(Failure.SERVER, f"openai: the response failed ({code})")
-    parts = [part for item in response.output if item.type == "message" for part in item.content]
-    why = response.incomplete_details.reason if response.incomplete_details else None
-    refused = why == "content_filter" or any(part.type == "refusal" for part in parts)
-    usage = response.usage
-    details = usage.input_tokens_details if usage else None
-    counted = (
-        (usage.input_tokens, details.cached_tokens if details else 0, usage.output_tokens) if usage else None
-    )
-    stop = _stop(truncated=response.status == "incomplete", refused=refused)
-    return reply_of("openai", request, response.output_text, stop, counted, response._request_id)
+    def read(self, completion: "ChatCompletion") -> None:
+        """Take a whole one."""
+        choice = completion.choices[0]
+        self.said = [choice.message.content or ""]
+        self.refused = bool(choice.message.refusal)
+        self.finish_reason, self.usage = choice.finish_reason, completion.usage
 
+    def add(self, chunk: "ChatCompletionChunk") -> None:
+        """Take a chunk. The last one holds no choice, but the usage."""
+        self.began = True
+        self.usage = chunk.usage or self.usage
+        for choice in chunk.choices[:1]:
+            self.said.append(choice.delta.content or "")
+            self.refused |= bool(choice.delta.refusal)
+            self.finish_reason = choice.finish_reason or self.finish_reason
 
-def _from_completion(request: Call, completion: "ChatCompletion") -> Reply:
-    choice = completion.choices[0]
-    refused = bool(choice.message.refusal) or choice.finish_reason == "content_filter"
-    usage = completion.usage
-    details = usage.prompt_tokens_details if usage else None
-    cached = (details.cached_tokens or 0) if details else 0
-    counted = (usage.prompt_tokens, cached, usage.completion_tokens) if usage else None
-    stop = _stop(truncated=choice.finish_reason == "length", refused=refused)
-    return reply_of("openai", request, choice.message.content or "", stop, counted, completion._request_id)
+    def reply(self, request: Call, request_id: str | None) -> Reply:
+        """What it comes to."""
+        refused = self.refused or self.finish_reason == "content_filter"
+        stop = _stop(truncated=self.finish_reason == "length", refused=refused)
+        counted: tuple[object, object, object] | None = None
+        if usage := self.usage:
+            details = usage.prompt_tokens_details
+            cached = (details.cached_tokens or 0) if details else 0
+            counted = usage.prompt_tokens, cached, usage.completion_tokens
+        return reply_of("openai", request, "".join(self.said), stop, counted, request_id)
 
 
 def _stop(*, truncated: bool, refused: bool) -> Stop:

@@ -23,6 +23,8 @@ Credentials = Mapping[str, str]
 entry point: nothing here reads the environment."""
 
 DEFAULT_MAX_OUTPUT_TOKENS = 16_384
+IDLE_SECONDS = 120.0
+"""Of silence in a stream. Servers say that they are alive while a model thinks, but not all of them do."""
 
 
 @dataclass(frozen=True, slots=True)

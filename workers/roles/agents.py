@@ -19,7 +19,7 @@ from codeconvoy.workers.llm.command import CommandAgent
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.failover import Choice, FailoverAgent, Switch, unsaid
 from codeconvoy.workers.llm.prompts import Prompt
-from codeconvoy.workers.llm.provider import Credentials, Provider, server_of
+from codeconvoy.workers.llm.provider import IDLE_SECONDS, Credentials, Provider, server_of
 from codeconvoy.workers.roles.codemod.agents import make_agent as codemod_agent
 from codeconvoy.workers.roles.role import Agent, Role
 from codeconvoy.workers.roles.validators import Validator
@@ -126,12 +126,14 @@ _MODEL_OPTIONS: Mapping[str, tuple[str, str]] = {
     "breaker_failures": _COUNT,
     "breaker_seconds": _NUMBER,
     "check_at_start": _FLAG,
+    "idle_seconds": (r"(?=.*[1-9])\d{1,9}(\.\d+)?", "Give a number above 0"),
     "keep_definitions": _FLAG,
     "map_tokens": (r"0|[1-9]\d{0,5}", "Give a whole number, or 0 for no map"),
     "max_output_tokens": _COUNT,
     "max_prompt_chars": _COUNT,
     "reply_ttl_seconds": _COUNT,
     "requests_per_minute": _NUMBER,
+    "stream": (r"true|false", "Use true or false"),
     "tokens_per_minute": _NUMBER,
     "validators": _TEXT,
 }
@@ -171,6 +173,8 @@ def _openai(role: Role, credentials: Credentials) -> Provider:
         key,
         base_url=role.options.get("base_url", API).rstrip("/"),
         api="chat" if api == "chat" else "responses",
+        stream=_streams(role),
+        idle_seconds=_idle_seconds(role),
     )
 
 
@@ -178,7 +182,20 @@ def _anthropic(role: Role, credentials: Credentials) -> Provider:
     from codeconvoy.workers.llm.anthropic_provider import API, AnthropicProvider
 
     key = _key(role, credentials, _MODEL_OPTIONS)
-    return AnthropicProvider(key, base_url=role.options.get("base_url", API).rstrip("/"))
+    return AnthropicProvider(
+        key,
+        base_url=role.options.get("base_url", API).rstrip("/"),
+        stream=_streams(role),
+        idle_seconds=_idle_seconds(role),
+    )
+
+
+def _streams(role: Role) -> bool:
+    return role.options.get("stream", "true") == "true"
+
+
+def _idle_seconds(role: Role) -> float:
+    return float(role.options.get("idle_seconds", IDLE_SECONDS))
 
 
 def _key(role: Role, credentials: Credentials, known: Mapping[str, tuple[str, str]]) -> str:

@@ -7,9 +7,11 @@ asked) answers.
 
 import json
 import re
+import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -112,7 +114,6 @@ class ModelServer:
         *,
         model: Model = no_changes,
         key: str = "secret",
-        port: int = 0,
     ) -> None:
         self.script: deque[Step] = deque(script)
         self.model, self.key = model, key
@@ -123,24 +124,16 @@ class ModelServer:
         self.hangs, self.closed_by_client = threading.Event(), threading.Event()
         self._over = threading.Event()
         self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        self._server.daemon_threads = True
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self._server.server_address[1])
+        self._open: set[socket.socket] = set()
+        self._server = self._bound(0)
 
     @property
     def url(self) -> str:
         """Without the version: Anthropic's base URL; OpenAI's has `/v1` more."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "ModelServer":
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
+        self._serve()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,22 +141,53 @@ class ModelServer:
         self._server.shutdown()
         self._server.server_close()
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Nobody listens meanwhile, and no connection is left."""
+        self._server.shutdown()
+        self._server.server_close()
+        with self._lock:
+            for connection in self._open:
+                with suppress(OSError):  # the client was faster
+                    connection.shutdown(socket.SHUT_RDWR)
+        try:
+            yield
+        finally:
+            self._server = self._bound(self._server.server_address[1])
+            self._serve()
+
+    def _bound(self, port: int) -> ThreadingHTTPServer:
+        return _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"owner": self}))
+
+    def _serve(self) -> None:
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
+
     def requests(self, path: str) -> list[Asked]:
         """What was asked about a file."""
         with self._lock:
             return [asked for asked in self.asked if asked.path == path]
 
-    def next_step(self, asked: Asked) -> Said | Fault:
+    def next_step(self, asked: Asked, key: str) -> Said | Fault:
         """What this request gets."""
         with self._lock:
             self.asked.append(asked)
+            if key != self.key:
+                return status(401, type="authentication_error", message=f"Incorrect API key provided: {key}")
             step = self.script.popleft() if self.script else self.model(asked)
         return Said(step) if isinstance(step, str) else step
 
-    def connected(self) -> None:
+    def connected(self, connection: socket.socket) -> None:
         """A client has opened a connection."""
         with self._lock:
             self.connections += 1
+            self._open.add(connection)
+
+    def gone(self, connection: socket.socket) -> None:
+        """A connection has ended."""
+        with self._lock:
+            self._open.discard(connection)
 
     def counts(self, change: int) -> None:
         """A request begins (1) or ends (-1)."""
@@ -187,6 +211,13 @@ class ModelServer:
                 return
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1_000
+    """Connections that wait to be accepted: a client whose connection is not even let wait tries again after
+    seconds."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     owner: ModelServer
     protocol_version = "HTTP/1.1"
@@ -195,7 +226,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.owner.connected()
+        self.owner.connected(self.connection)
+
+    def finish(self) -> None:
+        self.owner.gone(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         """Tests print nothing."""
@@ -204,14 +239,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         headers = {name.lower(): value for name, value in self.headers.items()}
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
-        if given != self.owner.key:
-            message = f"Incorrect API key provided: {given}"
-            self._json(401, {"error": {"type": "authentication_error", "message": message}}, {})
-            return
         self.api, self.streams = _PATHS[self.path], bool(body.get("stream"))
         self.owner.counts(1)
         try:
-            step = self.owner.next_step(_asked(self.api, body, headers))
+            step = self.owner.next_step(_asked(self.api, body, headers), given)
             if isinstance(step, Fault):
                 self.close_connection = True
                 self._fail(step)

@@ -1,6 +1,10 @@
 """What a fleet decides on together, in a real Redis: cells under a race, and one call for one prompt."""
 
 import asyncio
+import multiprocessing
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,11 +15,16 @@ from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.llm.breaker import BreakerLimits, BreakerState, admit, noted
 from codeconvoy.workers.llm.cells import RedisCells
 from codeconvoy.workers.llm.metrics import ModelMetrics
+from codeconvoy.workers.llm.openai_provider import OpenAIProvider
 from codeconvoy.workers.llm.recorded import RecordedProvider, RedisReplies
 from tests.contract.worlds import run
+from tests.llm_server import HANG, ModelServer
 from tests.unit.test_model_chain import Server, request
 
 WORKERS = 32
+PROCESSES = 4
+READY_SECONDS = 60.0
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Count(msgspec.Struct, frozen=True, array_like=True):
@@ -78,6 +87,49 @@ def test_many_workers_with_one_prompt_make_one_call(redis_url: str, prefix: str)
         await redis.aclose()
 
     run(go())
+
+
+def _ask(url: str, redis_url: str, prefix: str, many: int, ready: Any, said: Any) -> None:
+    """A process that asks the same so many times at once."""
+
+    async def go() -> None:
+        redis, provider = open_redis(redis_url), OpenAIProvider("secret", base_url=f"{url}/v1")
+        recorded = RecordedProvider(
+            provider, "p:m", RedisReplies(redis, prefix), ModelMetrics(CollectorRegistry())
+        )
+        calls = [asyncio.ensure_future(recorded.call(request())) for _ in range(many)]
+        await asyncio.sleep(0)
+        ready.release()
+        for call in calls:
+            said.put((await call).text)
+        await redis.aclose()
+
+    asyncio.run(go())
+
+
+def test_two_hundred_prompts_of_four_processes_are_one_call_though_its_first_caller_was_killed(
+    redis_url: str, prefix: str
+) -> None:
+    ready, said = SPAWN.Semaphore(0), SPAWN.Queue()
+    with ModelServer([HANG, "done"]) as server, ExitStack() as stack:
+
+        def started(many: int) -> BaseProcess:
+            arguments = (server.url, redis_url, prefix, many, ready, said)
+            process = SPAWN.Process(target=_ask, args=arguments, daemon=True)
+            process.start()
+            stack.callback(process.kill)
+            return process
+
+        holder = started(1)
+        assert server.hangs.wait(READY_SECONDS)
+        others = [started(200 // PROCESSES) for _ in range(PROCESSES)]
+        assert all(ready.acquire(timeout=READY_SECONDS) for _ in (holder, *others))
+        holder.kill()
+        texts = [said.get(timeout=READY_SECONDS) for _ in range(200)]
+        assert set(texts) == {"done"} and len(server.asked) == 2
+        for process in others:
+            process.join(READY_SECONDS)
+            assert process.exitcode == 0
 
 
 def test_redis_that_is_away_is_unavailable() -> None:

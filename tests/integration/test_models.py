@@ -2,20 +2,37 @@
 things up. Every job ends with a status, and a wrong edit is never applied.
 """
 
+import json
+import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from codeconvoy.schemas.events import CodeModified, Event, ReviewSubmitted, TestExecuted
-from tests.fleets import CORE, Fleet, unique_prefix
+from codeconvoy.workers.llm.retry import ATTEMPTS
+from tests.fleets import CORE, Fleet, unique_prefix, until
 from tests.git_repos import repository, tree_of
-from tests.llm_server import DROP, MALFORMED, SHAPE, Asked, Fault, ModelServer, helpful, status
+from tests.llm_server import (
+    CUT,
+    DROP,
+    MALFORMED,
+    SHAPE,
+    SHORT,
+    Asked,
+    ModelServer,
+    Step,
+    helpful,
+    midway,
+    status,
+)
 from tests.llm_shapes import Said
 from tests.services import erase_prefix
 
@@ -24,47 +41,97 @@ CONTENT = '"""A module."""\n\n\ndef one():\n    return 1\n'
 EDITORS = {"chat.py": "chat-editor", "responses.py": "responses-editor", "messages.py": "messages-editor"}
 """A file for the editor behind each API."""
 KEY = "the-key-of-the-model"
-ROLES = """
-[roles.chat-editor]
-kind = "edit"
-provider = "openai"
-model = "gpt-test"
-options = {{ base_url = "{url}/v1", api = "chat", breaker_failures = "1000" }}
-[roles.responses-editor]
-kind = "edit"
-provider = "openai"
-model = "gpt-test"
-options = {{ base_url = "{url}/v1", api = "responses" }}
-[roles.messages-editor]
-kind = "edit"
-provider = "anthropic"
-model = "claude-test"
-options = {{ base_url = "{url}" }}
-[roles.model-reviewer]
-kind = "review"
-provider = "anthropic"
-model = "claude-test"
-options = {{ base_url = "{url}" }}
-[roles.model-tester]
-kind = "test"
-provider = "openai"
-model = "gpt-test"
-options = {{ base_url = "{url}/v1", api = "responses" }}
-"""
+SEED_VARIABLE = "CONVOY_MODEL_SEED"
+EACH = 4
+"""Files of an editor in a job with faults drawn from a seed."""
+PROVIDERS = {"openai": ("chat", "responses"), "anthropic": ("messages",)}
+"""With the names of their editors' files."""
+
+
+def role_at(url: str, name: str, kind: str, api: str) -> str:
+    """A role. Its breaker closes soon, and lets a probe through each second."""
+    provider = "anthropic" if api == "messages" else "openai"
+    return f"""
+    [roles.{name}]
+    kind = "{kind}"
+    provider = "{provider}"
+    model = "{"claude-test" if api == "messages" else "gpt-test"}"
+    [roles.{name}.options]
+    base_url = "{url}{"" if api == "messages" else "/v1"}"
+    breaker_seconds = 1
+    {"" if api == "messages" else f'api = "{api}"'}
+    """
+
+
+def roles_at(url: str) -> str:
+    """An editor for each API, and for each provider a reviewer and a tester."""
+    wanted = [(role, "edit", path.removesuffix(".py")) for path, role in EDITORS.items()]
+    wanted += ((f"{provider}-reviewer", "review", apis[-1]) for provider, apis in PROVIDERS.items())
+    wanted += ((f"{provider}-tester", "test", apis[-1]) for provider, apis in PROVIDERS.items())
+    return "".join(role_at(url, *role) for role in wanted)
+
+
+HELPERS = tuple(f"{provider}-{what}" for provider in PROVIDERS for what in ("reviewer", "tester"))
 
 
 class Moody:
     """A model that gives some files scripted answers first, and then helps."""
 
     def __init__(self) -> None:
-        self.moods: dict[str, deque[str | Fault]] = {}
-        self.always: dict[str, str | Fault] = {}
+        self.moods: dict[str, deque[Step]] = {}
+        self.always: dict[str, Step] = {}
+        self.storm: Storm | None = None
 
-    def __call__(self, asked: Asked) -> str | Said | Fault:
-        path = next(iter(asked.files), "")
-        if queue := self.moods.get(path):
+    def __call__(self, asked: Asked) -> Step:
+        if queue := self.moods.get(asked.path):
             return queue.popleft()
-        return self.always.get(path) or helpful(LINE)(asked)
+        if self.storm and (fault := self.storm(asked)):
+            return fault
+        return self.always.get(asked.path) or helpful(LINE)(asked)
+
+
+class Storm:
+    """Faults drawn from a seed: for what is asked about each file by each kind of role up to two that
+    pass, perhaps an answer that is of no use, and up to two again."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._left = seed, dict[tuple[str, str], deque[Step]]()
+        self.struck = 0
+
+    def __call__(self, asked: Asked) -> Step | None:
+        kind = "review" if '"approved"' in json.dumps(asked.body) else asked.prompt[:40]
+        if (asked.path, kind) not in self._left:
+            self._left[asked.path, kind] = deque(self._drawn(asked.path, kind))
+        left = self._left[asked.path, kind]
+        self.struck += bool(left)
+        return left.popleft() if left else None
+
+    def _drawn(self, path: str, kind: str) -> Iterator[Step]:
+        random = Random(f"{self._seed} {path} {kind}")
+        yield from random.sample(PASSING, random.randrange(3))
+        if random.random() < 0.5:
+            yield random.choice(USELESS)
+            yield from random.sample(PASSING, random.randrange(3))
+
+
+PASSING: Sequence[Step] = (
+    status(429, {"retry-after-ms": "100"}),
+    status(429),
+    status(500),
+    status(529, type="overloaded_error"),
+    CUT,
+    SHORT,
+    MALFORMED,
+    SHAPE,
+    midway("error", "overloaded_error"),
+)
+USELESS: Sequence[Step] = (
+    "It looks fine, and I approve of it.",
+    '{"approved": "perhaps"}',
+    Said("half of", "truncated"),
+    Said(""),
+    "SUMMARY: more\nelsewhere.py\n<<<<<<< WHOLE\nx = 1\n>>>>>>> WHOLE\n",
+)
 
 
 @dataclass(frozen=True)
@@ -77,14 +144,16 @@ class Running:
 
     def run(self, directory: Path, **more: object) -> Mapping[str, Any]:
         """Each editor improves its own file; the job as JSON, with its tree under `tree`."""
-        repo = repository(directory / "repo", {path: CONTENT.encode() for path in EDITORS})
+        tasks = more.pop("tasks", [{"role": role, "path": path} for path, role in EDITORS.items()])
+        assert isinstance(tasks, list)
+        repo = repository(directory / "repo", {task["path"]: CONTENT.encode() for task in tasks})
         job = {
             "repository": str(repo),
             "workspace": directory.name,
             # Another prompt in each test: the reply to the same one would be a recorded one.
             "goal": f"improve it ({directory.name})",
-            "tasks": [{"role": role, "path": path} for path, role in EDITORS.items()],
-            "pipeline": {"generate": [], "review": ["model-reviewer"], "test": ["model-tester"]},
+            "tasks": tasks,
+            "pipeline": {"generate": [], "review": ["anthropic-reviewer"], "test": ["openai-tester"]},
             **more,
         }
         ended = self.fleet.run_job(job)
@@ -105,9 +174,9 @@ def shared(kafka: str, redis_server: str, tmp_path_factory: pytest.TempPathFacto
     directory, prefix, model = tmp_path_factory.mktemp("models"), unique_prefix(), Moody()
     keys = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY}
     with ModelServer(model=model, key=KEY) as server:
-        roles = ROLES.format(url=server.url)
+        roles = roles_at(server.url)
         with Fleet(kafka, redis_server, prefix, directory, roles=roles, environment=keys) as fleet:
-            fleet.start(*CORE, *EDITORS.values(), "model-reviewer", "model-tester")
+            fleet.start(*CORE, *EDITORS.values(), *HELPERS)
             yield Running(fleet, server, model)
             assert KEY not in "".join(log.read_text() for log in directory.glob("*.log"))
     erase_prefix(redis_server, prefix)
@@ -118,6 +187,7 @@ def running(shared: Running) -> Running:
     """With a model that is in a good mood."""
     shared.model.moods.clear()
     shared.model.always.clear()
+    shared.model.storm = None
     return shared
 
 
@@ -177,7 +247,7 @@ def test_what_a_model_makes_up_is_never_applied(running: Running, tmp_path: Path
 
 def test_a_provider_that_never_answers_well_ends_the_job_as_failed(running: Running, tmp_path: Path) -> None:
     running.model.always = {
-        "chat.py": status(500),
+        "chat.py": status(404, type="not_found_error"),
         "responses.py": answer("responses.py"),
         "messages.py": status(400, type="invalid_request_error"),
     }
@@ -203,3 +273,45 @@ def test_a_model_is_shown_a_map_of_the_projection_s_state(running: Running, tmp_
         )
         assert f"{added} ..." in drawn and "\nresponses.py" not in drawn
         assert "The map shows" in prompt
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_job_with_faults_drawn_from_a_seed_succeeds(
+    running: Running, tmp_path: Path, provider: str
+) -> None:
+    seed = int(os.environ.get(SEED_VARIABLE, "1"))
+    print(f"replay: {SEED_VARIABLE}={seed} pytest tests/integration/test_models.py -k {provider}")
+    storm = running.model.storm = Storm(seed)
+    tasks = [
+        {"role": f"{api}-editor", "path": f"{api}{number}.py"}
+        for api in PROVIDERS[provider]
+        for number in range(EACH)
+    ]
+    pipeline = {"generate": [], "review": [f"{provider}-reviewer"], "test": [f"{provider}-tester"]}
+    job = running.run(tmp_path, tasks=tasks, pipeline=pipeline)
+    assert job["status"] == "succeeded", job
+    assert storm.struck > len(tasks)
+    for path in (task["path"] for task in tasks):
+        assert job["tree"][path] == f"{CONTENT}{LINE}\n"
+        assert len(running.edits(tmp_path, path)) == 1
+    assert job["tally"]["approvals"] == job["tally"]["tests_run"] == len(tasks)
+
+
+def test_tasks_wait_for_the_end_of_an_outage(running: Running, tmp_path: Path) -> None:
+    tasks = [{"role": EDITORS[path], "path": path} for path in ("responses.py", "messages.py")]
+    paths = [task["path"] for task in tasks]
+    running.model.always = dict.fromkeys(paths, status(503))
+    before = {path: len(running.server.requests(path)) for path in paths}
+
+    def asked() -> int:
+        return min(len(running.server.requests(path)) - before[path] for path in paths)
+
+    with ThreadPoolExecutor(1) as pool:
+        alone = {"generate": [], "review": [], "test": []}
+        ended = pool.submit(running.run, tmp_path, tasks=tasks, pipeline=alone)
+        try:
+            until(lambda: asked() > ATTEMPTS, "a probe was let through")
+        finally:
+            running.model.always.clear()
+        job = ended.result()
+    assert job["status"] == "succeeded", job

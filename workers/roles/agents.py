@@ -133,7 +133,7 @@ _MODEL_OPTIONS: Mapping[str, tuple[str, str]] = {
     "max_prompt_chars": _COUNT,
     "reply_ttl_seconds": _COUNT,
     "requests_per_minute": _NUMBER,
-    "stream": (r"true|false", "Use true or false"),
+    "stream": _FLAG,
     "tokens_per_minute": _NUMBER,
     "validators": _TEXT,
 }

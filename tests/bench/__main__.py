@@ -20,7 +20,15 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from codeconvoy.schemas.errors import ConvoyError
-from tests.bench import w1_fleet, w1_pipeline, w2_latency, w3_projection, w4_growth, worker_times
+from tests.bench import (
+    model_chain,
+    w1_fleet,
+    w1_pipeline,
+    w2_latency,
+    w3_projection,
+    w4_growth,
+    worker_times,
+)
 from tests.bench.figures import Figure, Setting, Wrong, json_line, show
 from tests.bench.ground import Ground
 from tests.services import kafka_for_tests, redis_for_tests
@@ -35,8 +43,9 @@ ALL: Mapping[str, Measure] = {
     "W4": w4_growth.measure,
     "start": worker_times.measure_start,
     "kill": worker_times.measure_kill,
+    "chain": model_chain.measure,
 }
-"""In the order in which they are measured. What a model call costs besides the model comes here too."""
+"""In the order in which they are measured."""
 WIDTH = 130
 """Of the table, where there is no terminal to ask."""
 PARTS: Mapping[str, Measure] = {"W5": w4_growth.measure_rebuild}

@@ -76,23 +76,35 @@ class RedisCells(Generic[S]):
         self._redis, self._prefix, self._kind, self._keep = redis, prefix, kind, keep_seconds
         self._read = redis.register_script(_READ)
         self._set = redis.register_script(_SET)
+        self._turns: dict[str, asyncio.Lock] = {}
+        """Whoever was too slow waits for its turn among those of this process: they would only go on making
+        each other too slow."""
 
     async def change(self, name: str, change: "Change[S, R]") -> R:
         """See `Cells`."""
         key = self._key(name)
-        for attempt in range(TRIES):
-            with reached():
-                raw, seconds, micros = await self._read(keys=[key])
-            before = self._decoded(raw)
-            after, answer = change(before, int(seconds) + int(micros) / 1e6)
-            if after == before:
-                return answer
-            args: list[Any] = [raw or b"", msgspec.msgpack.encode(after), self._keep]
-            with reached():
-                if await self._set(keys=[key], args=args):
+        is_done, answer = await self._try(key, change)
+        if is_done:
+            return answer
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            for attempt in range(1, TRIES):
+                is_done, answer = await self._try(key, change)
+                if is_done:
                     return answer
-            await asyncio.sleep(random.random() * 0.002 * min(attempt + 1, 10))
+                await asyncio.sleep(random.random() * 0.002 * min(attempt, 10))
         raise Unavailable("Redis", f"{key} changes faster than it can be changed", "Try again")
+
+    async def _try(self, key: str, change: "Change[S, R]") -> tuple[bool, R]:
+        """False: somebody else was faster."""
+        with reached():
+            raw, seconds, micros = await self._read(keys=[key])
+        before = self._decoded(raw)
+        after, answer = change(before, int(seconds) + int(micros) / 1e6)
+        if after == before:
+            return True, answer
+        args: list[Any] = [raw or b"", msgspec.msgpack.encode(after), self._keep]
+        with reached():
+            return bool(await self._set(keys=[key], args=args)), answer
 
     async def look(self, name: str) -> S | None:
         """See `Cells`."""

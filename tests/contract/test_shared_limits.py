@@ -57,7 +57,7 @@ def test_one_probe_of_the_whole_fleet_is_let_through(redis_url: str, prefix: str
         redis = open_redis(redis_url)
         fleet = [RedisCells(redis, prefix, BreakerState, 60) for _ in range(WORKERS)]
         for cells in fleet[:3]:
-            await cells.change("m", lambda state, now: noted(state, now, limits, failed=True))
+            await cells.change("m", lambda state, now: noted(state, now, limits, failed=True, began=now))
         assert all(
             [await cells.change("m", lambda s, now: admit(s, now, limits, 9.0)) > 0 for cells in fleet]
         )

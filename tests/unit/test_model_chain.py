@@ -20,6 +20,7 @@ from codeconvoy.workers.llm.breaker import (
     CircuitOpen,
     admit,
     circuit,
+    given_back,
     noted,
 )
 from codeconvoy.workers.llm.cells import FallbackCells, LocalCells
@@ -56,7 +57,8 @@ class Server:
     """A provider that does as a test says."""
 
     answer: Callable[[float], CallFailed | None] = lambda now: None
-    seconds: float = 1.0
+    seconds: float | Callable[[float], float] = 1.0
+    """That a call lasts, or for each moment those of a call that begins then."""
     name: str = "server"
     calls: list[float] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
@@ -66,7 +68,7 @@ class Server:
         self.calls.append(now)
         self.deadlines.append(request.deadline_seconds)
         failed = self.answer(now)
-        await asyncio.sleep(self.seconds)
+        await asyncio.sleep(self.seconds(now) if callable(self.seconds) else self.seconds)
         if failed is not None:
             raise failed
         return Reply("done", USAGE, Stop.FINISHED)
@@ -84,7 +86,7 @@ def test_a_breaker_goes_round() -> None:
     assert wait == 0.0
     for failures in range(1, 4):
         assert circuit(state, 1.0, LIMITS) is Circuit.CLOSED
-        state, _ = noted(state, 1.0, LIMITS, failed=True)
+        state, _ = noted(state, 1.0, LIMITS, failed=True, began=0.5)
         assert state.failures == failures
     assert circuit(state, 30.9, LIMITS) is Circuit.OPEN
     assert admit(state, 11.0, LIMITS, 10.0) == (state, 20.0)
@@ -92,45 +94,68 @@ def test_a_breaker_goes_round() -> None:
     assert wait == 0.0
     assert admit(probing, 32.0, LIMITS, 10.0) == (probing, 9.0), "one probe, fleet-wide"
     assert admit(probing, 41.0, LIMITS, 10.0)[1] == 0.0, "its process died"
-    again, _ = noted(probing, 33.0, LIMITS, failed=True)
+    again, _ = noted(probing, 33.0, LIMITS, failed=True, began=31.0)
     assert circuit(again, 62.9, LIMITS) is Circuit.OPEN
-    assert noted(probing, 33.0, LIMITS, failed=False)[0] == BreakerState()
-    once, _ = noted(BreakerState(failures=2), 5.0, LIMITS, failed=False)
+    assert noted(probing, 33.0, LIMITS, failed=False, began=31.0)[0] == BreakerState()
+    once, _ = noted(BreakerState(failures=2), 5.0, LIMITS, failed=False, began=4.0)
     assert once.failures == 0, "in a row"
 
 
-def test_a_late_failure_does_not_keep_a_breaker_open_for_longer() -> None:
-    state = BreakerState(failures=3, opened_at=10.0)
-    assert noted(state, 30.0, LIMITS, failed=True)[0].opened_at == 10.0
+@pytest.mark.parametrize("failed", [True, False])
+@pytest.mark.parametrize("now", [30.0, 50.0])
+def test_what_began_before_a_breaker_opened_neither_closes_it_nor_keeps_it_open(
+    failed: bool, now: float
+) -> None:
+    state = BreakerState(failures=3, opened_at=10.0, probe_until=60.0)
+    assert noted(state, now, LIMITS, failed=failed, began=9.0)[0] == state
+    assert given_back(state, 9.0) == state, "the probe is another's"
+    assert given_back(state, 41.0).probe_until == 0.0
+
+
+OUTAGE = (100.0, 700.0)
+FLEET = 200
+"""Workers."""
 
 
 def test_an_outage_of_ten_minutes_costs_few_calls_fleet_wide() -> None:
     async def go() -> None:
-        server = Server(lambda now: CallFailed(Failure.SERVER, "500") if now < 600 else None)
+        begins, ends = OUTAGE
+        random, late = Random(7), begins + 45.0
+        server = Server(
+            lambda now: CallFailed(Failure.SERVER, "500") if begins <= now < ends else None,
+            # Some long replies, begun before the outage, come to their end in it.
+            lambda now: late - now if now < begins - 2 and random.random() < 0.02 else 1.0,
+        )
         cells: LocalCells[BreakerState] = LocalCells(clock)
-        workers = 20
-        done: list[float] = []
+        opened, done = list[float](), list[float]()
 
         async def worker() -> None:
             provider = RetryingProvider(BreakingProvider(server, "m", cells, LIMITS))
             pause = 2.0
             while True:
                 try:
-                    await provider.call(request())
+                    await provider.call(request(deadline=600.0))
                 except (Unavailable, CallFailed):
+                    state = await cells.look("m")
+                    assert state is not None and state.opened_at is not None
+                    opened.append(state.opened_at)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, 30.0)
                 else:
-                    done.append(clock())
-                    return
+                    if clock() >= ends:
+                        break
+                    pause = 2.0
+                    await asyncio.sleep(random.random() * 20)
+            done.append(clock())
 
-        await asyncio.gather(*(worker() for _ in range(workers)))
-        in_outage = [at for at in server.calls if at < 600]
-        assert len(in_outage) <= LIMITS.threshold + workers + 600 / LIMITS.open_seconds
-        probes = [at for at in in_outage if at > 5]
+        await asyncio.gather(*(worker() for _ in range(FLEET)))
+        in_outage = [at for at in server.calls if begins <= at < ends]
+        in_flight = sum(opened[0] - 1.0 < at < opened[0] for at in in_outage)
+        assert in_flight < FLEET / 2, "not all were asking when it opened"
+        assert len(in_outage) <= LIMITS.threshold + in_flight + (ends - begins) / LIMITS.open_seconds
+        probes = [at for at in in_outage if at > opened[0]]
         assert all(later - one >= LIMITS.open_seconds for one, later in pairwise(probes))
-        assert len(done) == workers
-        assert max(done) < 600 + 2 * 30 + 10
+        assert len(done) == FLEET and max(done) < ends + 3 * LIMITS.open_seconds
 
     virtually(go)
 

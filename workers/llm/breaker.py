@@ -88,22 +88,29 @@ def admit(
 
 
 def noted(
-    state: BreakerState | None, now: float, limits: BreakerLimits, *, failed: bool
+    state: BreakerState | None, now: float, limits: BreakerLimits, *, failed: bool, began: float
 ) -> tuple[BreakerState, None]:
-    """The state after a call's outcome."""
+    """The state after the outcome of a call that `began` then."""
     state = state or BreakerState()
+    if _is_late(state, began):
+        return state, None
     if not failed:
         return BreakerState(), None
     failures = state.failures + 1
-    if state.opened_at is not None and circuit(state, now, limits) is Circuit.OPEN:
-        return msgspec.structs.replace(state, failures=failures), None  # begun before it opened
     opened = now if failures >= limits.threshold or state.opened_at is not None else None
     return BreakerState(failures, opened), None
 
 
-def given_back(state: BreakerState | None) -> BreakerState:
-    """The state after a call that was cancelled."""
-    return msgspec.structs.replace(state or BreakerState(), probe_until=0.0)
+def given_back(state: BreakerState | None, began: float) -> BreakerState:
+    """The state after a call that `began` then was cancelled."""
+    state = state or BreakerState()
+    return state if _is_late(state, began) else msgspec.structs.replace(state, probe_until=0.0)
+
+
+def _is_late(state: BreakerState, began: float) -> bool:
+    """Whether a call began before the breaker opened. Its outcome says how the service was, not how it is:
+    a long reply that comes to its end in an outage is no sign of its end."""
+    return state.opened_at is not None and began <= state.opened_at
 
 
 class BreakingProvider:
@@ -123,27 +130,32 @@ class BreakingProvider:
             CircuitOpen: no call was made.
             CallFailed: the call failed.
         """
-        limits = self._limits
-        wait = await self._cells.change(
-            self._cell, lambda state, now: admit(state, now, limits, request.deadline_seconds)
+        wait, began = await self._cells.change(
+            self._cell, lambda state, now: self._admitted(state, now, request.deadline_seconds)
         )
         if wait > 0:
             raise CircuitOpen(self._cell, wait)
         try:
             reply = await self._provider.call(request)
         except CallFailed as failed:
-            await self._note(failed=failed.failure in _SERVICE)
+            await self._note(began, failed=failed.failure in _SERVICE)
             raise
         except (asyncio.CancelledError, Unavailable):
             # Nobody learnt anything: another call may be the probe.
-            await self._cells.change(self._cell, lambda state, now: (given_back(state), None))
+            await self._cells.change(self._cell, lambda state, now: (given_back(state, began), None))
             raise
-        await self._note(failed=False)
+        await self._note(began, failed=False)
         return reply
 
-    async def _note(self, *, failed: bool) -> None:
+    def _admitted(
+        self, state: BreakerState | None, now: float, deadline: float
+    ) -> tuple[BreakerState, tuple[float, float]]:
+        after, wait = admit(state, now, self._limits, deadline)
+        return after, (wait, now)
+
+    async def _note(self, began: float, *, failed: bool) -> None:
         await self._cells.change(
-            self._cell, lambda state, now: noted(state, now, self._limits, failed=failed)
+            self._cell, lambda state, now: noted(state, now, self._limits, failed=failed, began=began)
         )
 
     async def close(self) -> None:

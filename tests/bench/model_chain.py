@@ -11,20 +11,19 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TypeVar
 from unittest.mock import patch
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from codeconvoy.orchestrator.connection import open_redis
-from codeconvoy.workers.llm.breaker import BreakerLimits, BreakerState, BreakingProvider
-from codeconvoy.workers.llm.cells import LocalCells
-from codeconvoy.workers.llm.chain import Chain, CountedProvider
+from codeconvoy.workers.llm.cells import Cells, LocalCells
+from codeconvoy.workers.llm.chain import Chain
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Call, Message, Provider, Reply, Stop, reply_of
-from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
-from codeconvoy.workers.llm.recorded import RecordedProvider
-from codeconvoy.workers.llm.retry import RetryingProvider
+from codeconvoy.workers.llm.recorded import ReplyStore
 from codeconvoy.workers.roles.role import Role, RoleKind
 from tests.bench.figures import Figure, Wrong
 from tests.bench.ground import Ground
@@ -35,7 +34,8 @@ ROUNDS = 5
 AT_ONCE = 100
 PROMPT = "def nothing():\n    return None\n" * 600
 """About 18 kB: a file and what is said about it."""
-UNREACHED = "1000000000"
+S = TypeVar("S", bound=msgspec.Struct)
+UNREACHED = "1000000000000"
 """A minute: a rate that is looked after, and never met."""
 Send = Callable[[int], Awaitable[object]]
 
@@ -80,6 +80,16 @@ class Kept:
         """See `ReplyStore`."""
 
 
+class InMemory(Chain):
+    """The same links, on what the process itself holds."""
+
+    def _replies(self, role: Role) -> ReplyStore:
+        return Kept()
+
+    def _cells(self, what: str, kind: type[S]) -> Cells[S]:
+        return LocalCells(self.clock)
+
+
 def measure(ground: Ground) -> Iterator[Figure]:
     """The figures of the chain.
 
@@ -98,13 +108,13 @@ async def _measured(ground: Ground, prefix: str) -> list[Figure]:
     def through(provider: Provider) -> Send:
         return lambda _: provider.call(_request(next(prompts)))
 
-    def chain(**options: str) -> Send:
+    def chain(kind: type[Chain] = Chain, **options: str) -> Send:
         role = Role("bench", RoleKind.EDIT, "", "instant", model="m", options=options)
-        return through(Chain(redis, prefix, metrics, time.monotonic).around(role, model))
+        return through(kind(redis, prefix, metrics, time.monotonic).around(role, model))
 
     try:
         bare = await _micros(through(model), calls, 1)
-        local = await _micros(through(_in_memory(model, metrics)), calls, 1)
+        local = await _micros(chain(InMemory), calls, 1)
         trips = await _trips(redis, chain())
         alone = await _micros(chain(), calls, 1)
         ping = await _micros(lambda _: redis.get(prefix), calls, 1)
@@ -133,16 +143,6 @@ async def _measured(ground: Ground, prefix: str) -> list[Figure]:
 
 def _request(number: int) -> Call:
     return Call("m", "You edit files.", (Message("user", f"{number}\n{PROMPT}"),))
-
-
-def _in_memory(model: Provider, metrics: ModelMetrics) -> Provider:
-    """What `Chain.around` builds, on cells and replies of this process."""
-    lines: LocalCells[LineState] = LocalCells(time.monotonic)
-    breakers: LocalCells[BreakerState] = LocalCells(time.monotonic)
-    counted = CountedProvider(model, "m", metrics)
-    limited = LimitedProvider(counted, "m", lines, Rates(), lambda wait: None)
-    breaking = BreakingProvider(limited, "m", breakers, BreakerLimits())
-    return RecordedProvider(RetryingProvider(breaking), "m", Kept(), metrics)
 
 
 async def _trips(redis: Redis, send: Send) -> int:

@@ -307,7 +307,7 @@ def test_tasks_wait_for_the_end_of_an_outage(running: Running, tmp_path: Path) -
         return min(len(running.server.requests(path)) - before[path] for path in paths)
 
     with ThreadPoolExecutor(1) as pool:
-        alone = {"generate": [], "review": [], "test": []}
+        alone: dict[str, list[str]] = {"generate": [], "review": [], "test": []}
         ended = pool.submit(running.run, tmp_path, tasks=tasks, pipeline=alone)
         try:
             until(lambda: asked() > ATTEMPTS, "a probe was let through")

@@ -29,7 +29,7 @@ from codeconvoy.workers.llm.failover import Switch
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import FINAL, Call, CallFailed, Provider, Reply, server_of
 from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
-from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies
+from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies, ReplyStore
 from codeconvoy.workers.llm.retry import RetryingProvider
 from codeconvoy.workers.llm.traced import TracedProvider, WatchedProvider
 from codeconvoy.workers.roles.role import Role
@@ -105,10 +105,8 @@ class Chain:
         )
         breaking = BreakingProvider(limited, server, self._cells("breaker", BreakerState), limits)
         watched = WatchedProvider(breaking, self.tracing)
-        replies = RedisReplies(
-            self.redis, self.prefix, int(role.options.get("reply_ttl_seconds", TTL_SECONDS))
-        )
-        return RecordedProvider(RetryingProvider(watched), server, replies, self.metrics, self.tracing)
+        retrying = RetryingProvider(watched)
+        return RecordedProvider(retrying, server, self._replies(role), self.metrics, self.tracing)
 
     def count(self, problem: Problem) -> None:
         """Count a flaw of an answer."""
@@ -137,6 +135,11 @@ class Chain:
                 )
 
         return waited
+
+    def _replies(self, role: Role) -> ReplyStore:
+        """Where the replies to a role are kept."""
+        ttl = int(role.options.get("reply_ttl_seconds", TTL_SECONDS))
+        return RedisReplies(self.redis, self.prefix, ttl)
 
     def _cells(self, what: str, kind: type[S]) -> Cells[S]:
         shared = RedisCells(self.redis, f"{self.prefix}:{what}", kind, KEEP_SECONDS)

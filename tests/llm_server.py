@@ -60,7 +60,8 @@ class Fault:
     kind: str
     """status; hang, drop (no reply); cut, stall (half a reply, and then the end of the connection, or
     nothing); malformed (no JSON), shape (other JSON). Where a stream was asked for: short (the end after
-    its first half), error, failed (an event that says so), whole (a reply that is no stream)."""
+    its first half), early (after its first event), error, failed (an event that says so), whole (a reply
+    that is no stream)."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=lambda: {"type": "test", "message": "by script"})
@@ -286,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail_midway(self, fault: Fault) -> None:
         """A stream that begins well."""
         self._begin_stream()
-        begun = events(self.api, Said(_HALF))[:5]
+        begun = events(self.api, Said(_HALF))[: 1 if fault.kind == "early" else 5]
         self._send(b"".join(encoded(self.api, event) for event in begun))
         match fault.kind:
             case "cut":

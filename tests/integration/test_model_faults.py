@@ -360,7 +360,6 @@ def test_a_server_that_is_down_is_named(world: World, tmp_path: Path) -> None:
 def test_an_absurd_wait_is_waited_for_without_a_slot_and_without_using_up_a_round(
     world: World, tmp_path: Path
 ) -> None:
-    # The last test: from here on the fleet leaves these models alone.
     rows = {"hour": Row((status(429, {"retry-after": "3600"}),), 2)}
     job_id = world.begin(tmp_path, rows)
     until(lambda: world.seen(rows) == [1, 1, 1], "each was asked")

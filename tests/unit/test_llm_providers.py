@@ -163,6 +163,7 @@ def test_faults_become_failures_after_one_request(
     ("fault", "failure"),
     [
         (SHORT, Failure.CONNECTION),
+        (Fault("early"), Failure.CONNECTION),
         (midway("error", "overloaded_error"), Failure.OVERLOADED),
         (midway("error", "api_error"), Failure.SERVER),
         (midway("error", "rate_limit_error"), Failure.RATE_LIMITED),
@@ -232,9 +233,11 @@ def test_a_wrong_key_is_told_from_an_outage_and_not_repeated(make: Make) -> None
 
 @every
 def test_a_key_that_a_server_repeats_is_struck_out(make: Make) -> None:
-    with ModelServer([status(500, message=f"bad {KEY}")]) as server, pytest.raises(CallFailed) as caught:
-        ask(make(server.url))
-    assert KEY not in str(caught.value) and "bad [key]" in str(caught.value)
+    midways = [midway("error", f"bad {KEY}")] if make.stream else []
+    for fault in (status(500, message=f"bad {KEY}"), *midways):
+        with ModelServer([fault]) as server, pytest.raises(CallFailed) as caught:
+            ask(make(server.url))
+        assert KEY not in str(caught.value) and "bad [key]" in str(caught.value)
 
 
 @every

@@ -151,8 +151,9 @@ def _reason(provider: str, failure: Failure, code: str, message: str, key: str) 
     if failure is Failure.KEY:
         # Servers repeat part of the key in this message, so it is not repeated here.
         return f"{provider}: the key is not accepted ({code}). Check the key of this provider"
-    said = message.replace(key, "[key]") if key else message
-    return f"{provider}: {failure.value.replace('_', ' ')} ({code}): {said[:MAX_REASON_CHARS]}"
+    said = f"({code}): {message}"
+    said = said.replace(key, "[key]") if key else said
+    return f"{provider}: {failure.value.replace('_', ' ')} {said[:MAX_REASON_CHARS]}"
 
 
 def _said(body: object) -> tuple[str, str]:

@@ -115,9 +115,10 @@ class OpenAIProvider:
         if not self._stream:
             response = await self._client.responses.create(**sent)
             return self._of_response(request, response, "", response._request_id)
-        said: list[str] = []
+        said, began = list[str](), False
         async with await self._client.responses.create(**sent, stream=True) as stream:
             async for event in stream:
+                began = True
                 if event.type == "response.output_text.delta":
                     said.append(event.delta)
                 elif event.type in _LAST:
@@ -126,7 +127,7 @@ class OpenAIProvider:
                     return self._of_response(request, event.response, "".join(said), request_id)
                 elif event.type == "error":
                     raise said_failure(self.name, event.to_dict(), self._key)
-        raise cut_short(self.name, began=bool(said))
+        raise cut_short(self.name, began=began)
 
     def _of_response(self, request: Call, response: "Response", said: str, request_id: str | None) -> Reply:
         """The reply that a response is; `said`: its text as it came, for servers that do not repeat it."""

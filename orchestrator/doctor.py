@@ -7,10 +7,9 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +27,9 @@ from codeconvoy.orchestrator.connection import (
     redactor_of,
     roles_of,
 )
+from codeconvoy.orchestrator.findings import Finding, Grade, bad, good
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES
+from codeconvoy.orchestrator.model_health import look_at_models
 from codeconvoy.orchestrator.settings import Settings
 from codeconvoy.schemas.errors import BadInput, BusError, ConvoyError, Unavailable
 from codeconvoy.schemas.topics import Topics
@@ -45,44 +46,10 @@ LITTLE_DISK = 1024**3
 PROGRAM_SECONDS = 10.0
 
 
-class Grade(StrEnum):
-    """How good a finding is."""
-
-    GOOD = "good"
-    NOTE = "note"
-    """Worth knowing: something can't be done that may not be wanted."""
-    BAD = "bad"
-    """A fleet can't work so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    grade: Grade
-    says: str
-    remedy: str = ""
-
-
-def good(what: str, says: str) -> Finding:
-    """All is well."""
-    return Finding(what, Grade.GOOD, says)
-
-
-def bad(what: str, error: ConvoyError) -> Finding:
-    """What an error says."""
-    match error:
-        case BadInput(field=field, reason=reason, remedy=remedy):
-            return Finding(what, Grade.BAD, f"{field}: {reason}", remedy)
-        case Unavailable(service=service, reason=reason, remedy=remedy):
-            return Finding(what, Grade.BAD, f"{service}: {reason}", remedy)
-    return Finding(what, Grade.BAD, str(error), "")
-
-
 async def examine(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
     """Look at everything; one trouble does not hide another. What is said of it holds no secrets."""
     found: list[Finding] = []
+    connection = None
     try:
         connection = find_connection(settings)
     except ConvoyError as error:
@@ -91,7 +58,7 @@ async def examine(settings: Settings, environment: Mapping[str, str]) -> list[Fi
         found.append(good("connection", f"prefix {connection.prefix}, {connection.partitions} partitions"))
         found += [finding async for finding in _broker(settings, connection)]
         found.append(await _redis(connection.redis))
-    found += _roles(settings, environment)
+    found += [finding async for finding in _roles(settings, environment, connection)]
     found += [await asyncio.to_thread(look) for look in (_git, _bubblewrap, _ruff)]
     found.append(_cache(settings.cache))
     redact = find_redactor(environment)
@@ -185,7 +152,9 @@ async def _redis(url: str) -> Finding:
     return good("redis", f"Redis {info.get('redis_version', 'of an unknown version')} answers")
 
 
-def _roles(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+async def _roles(
+    settings: Settings, environment: Mapping[str, str], connection: Connection | None
+) -> AsyncIterator[Finding]:
     keys = {"openai": settings.openai_api_key, "anthropic": settings.anthropic_api_key}
     there = [name for name, key in keys.items() if key is not None]
     yield good("keys", f"there: {', '.join(there)}" if there else "none; rule-based agents need none")
@@ -202,6 +171,9 @@ def _roles(settings: Settings, environment: Mapping[str, str]) -> Iterator[Findi
         alike = [(name, why.remedy) for name, why in unable if why.reason == reason]
         names = ", ".join(name for name, _ in alike)
         yield Finding("roles", Grade.NOTE, f"{names} can't: {reason}", alike[0][1])
+    credentials = credentials_of(settings, roles, environment)
+    async for finding in look_at_models([roles[name] for name in able], credentials, connection):
+        yield finding
 
 
 def ability(

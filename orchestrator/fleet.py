@@ -158,7 +158,7 @@ def make_process(fleet: Fleet, kind: str, role: str, instance: str, registry: Co
     }
     if kind == "worker":
         chain = Chain(fleet.redis, fleet.redis_prefix, ModelMetrics(registry), time.monotonic, fleet.tracing)
-        engines = [_pool(fleet, role, instance, families, health, chain)]
+        engines = [_pool(fleet, role, instance, families, health, chain), chain.watch]
         return Process(role, instance, health, partial(_run_all, engines))
     if kind not in folds:
         raise BadInput("process", f"{kind!r} is none", f"Use one of {', '.join(folds)} or worker ROLE")

@@ -77,6 +77,15 @@ def check(spec: JobSpec, roles: Mapping[str, Role]) -> None:
         raise problem
 
 
+def roles_asked(spec: JobSpec) -> tuple[str, ...]:
+    """The roles that a job names, each once."""
+    stages = spec.pipeline
+    edits = stages.generate if spec.files or spec.planner else ()
+    planner = (spec.planner,) if spec.planner else ()
+    tasks = (task.role for task in spec.tasks)
+    return tuple(dict.fromkeys((*planner, *edits, *tasks, *stages.review, *stages.test)))
+
+
 def problems(spec: JobSpec, roles: Mapping[str, Role]) -> Iterator[BadInput]:
     """Everything that is wrong with a job, in the order of its fields."""
     texts: tuple[Callable[[], object], ...] = (

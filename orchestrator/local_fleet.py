@@ -31,6 +31,7 @@ from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.roles.agents import make_agent
 from codeconvoy.workers.roles.role import Role
+from codeconvoy.workers.roles.start_check import check_models
 
 EMBEDDED_PARTITIONS = 4
 """What librdkafka's mock cluster gives every topic."""
@@ -40,10 +41,10 @@ FOLDS = (("orchestrator", 2), ("projector", 3), ("detector", 1))
 """The processes that are no workers, and when they drain: whoever writes does so before its reader."""
 
 
-def choose_roles(
+async def choose_roles(
     known: Mapping[str, Role], credentials: Credentials, wanted: str
-) -> tuple[tuple[str, ...], Mapping[str, BadInput]]:
-    """The roles to start, and why each other one is left out.
+) -> tuple[tuple[str, ...], Mapping[str, BadInput], tuple[str, ...]]:
+    """The roles to start, why each other one is left out, and what could not be told of a model.
 
     Raises:
         BadInput: a role that was asked for does not exist or can't run.
@@ -52,18 +53,21 @@ def choose_roles(
     for name in names:
         if name not in known:
             raise BadInput("roles", f"there is no role {name!r}", f"Roles are: {', '.join(sorted(known))}")
-    started: list[str] = []
+    able: list[str] = []
     left: dict[str, BadInput] = {}
     for name in dict.fromkeys(names or sorted(known)):
         try:
             make_agent(known[name], credentials)
         except BadInput as bad:
-            if names:
-                raise
             left[name] = bad
         else:
-            started.append(name)
-    return tuple(started), left
+            able.append(name)
+    checks = await check_models([known[name] for name in able], credentials)
+    left |= {name: c.bad for name, said in checks.items() for c in said if c.bad is not None}
+    if names and left:
+        raise next(iter(left.values()))
+    notes = dict.fromkeys(f"{c.server}: {c.note}" for said in checks.values() for c in said if c.note)
+    return tuple(name for name in able if name not in left), left, tuple(notes)
 
 
 def fleet_services(

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from codeconvoy.orchestrator.cli.common import Output, OutputOption, plain, print_json, stdout
 from codeconvoy.orchestrator.connection import roles_of
-from codeconvoy.orchestrator.doctor import Grade, ability, examine
+from codeconvoy.orchestrator.doctor import ability, examine
+from codeconvoy.orchestrator.findings import Grade
 from codeconvoy.orchestrator.settings import load_settings
 
 PANEL = "Operations"

@@ -24,14 +24,16 @@ from codeconvoy.orchestrator.cli.common import (
     stdout,
     with_fleet,
 )
-from codeconvoy.orchestrator.connection import roles_of
+from codeconvoy.orchestrator.connection import credentials_of, roles_of
 from codeconvoy.orchestrator.fleet import Fleet, now_ms
+from codeconvoy.orchestrator.job_file import roles_asked
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.orchestrator.submit import Preview, cancel, preview, submit
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.schemas.job_facts import JobStatus
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.workers.projection import Projection
+from codeconvoy.workers.roles.agents import check_declared
 
 PANEL = "Jobs"
 POLL_SECONDS = 0.5
@@ -200,7 +202,18 @@ async def find_job(projection: Projection, wanted: str) -> JobState:
 
 def _preview(job: Path) -> Preview:
     settings = load_settings()
-    return preview(job, roles_of(settings), settings.cache)
+    known = roles_of(settings)
+    looked = preview(job, known, settings.cache)
+    credentials = credentials_of(settings, known, os.environ)
+    for name in roles_asked(looked.spec):
+        try:
+            check_declared(known[name], credentials)
+        except BadInput as bad:
+            stderr().print(
+                f"Note: role {name} can't run here, its tasks wait for a worker elsewhere: "
+                f"{plain(bad.field)}: {plain(bad.reason)}. {plain(bad.remedy)}"
+            )
+    return looked
 
 
 async def _submit(fleet: Fleet, looked: Preview) -> str:

@@ -21,6 +21,9 @@ from codeconvoy.orchestrator.logs import log_to_stderr
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.orchestrator.status_server import StatusServer
 from codeconvoy.orchestrator.telemetry import Traced
+from codeconvoy.workers.llm.provider import Credentials
+from codeconvoy.workers.roles.role import Role
+from codeconvoy.workers.roles.start_check import check_models
 
 PANEL = "Processes of a fleet"
 NO_METRICS = -1
@@ -119,6 +122,8 @@ def run_process(kind: str, role: str, instance: str, metrics_port: int | None, s
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
             process = make_process(fleet, kind, role, name, registry)
+            if role in fleet.roles:
+                await _check_models(fleet.roles[role], fleet.credentials)
             server = None
             if port != NO_METRICS:
                 server = StatusServer(registry, process.health, settings.metrics_host, port)
@@ -135,6 +140,19 @@ def run_process(kind: str, role: str, instance: str, metrics_port: int | None, s
         asyncio.run(run())
     except RedisError as error:
         raise redis_unavailable(error) from error
+
+
+async def _check_models(role: Role, credentials: Credentials) -> None:
+    """See that the servers of a role know its keys and models; say it where that can't be told.
+
+    Raises:
+        BadInput: one does not.
+    """
+    for check in (await check_models([role], credentials))[role.name]:
+        if check.bad is not None:
+            raise check.bad
+        if check.note:
+            logger.warning("it can't be told whether %s knows key and model: %s", check.server, check.note)
 
 
 def _stop_on_signals(stop: asyncio.Event, supervised: bool) -> None:

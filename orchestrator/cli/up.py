@@ -83,13 +83,16 @@ def up(
     """
     settings = load_settings(**({"data": data} if data else {}))
     known = roles_of(settings)
-    started, left = choose_roles(known, credentials_of(settings, known, os.environ), roles)
+    credentials = credentials_of(settings, known, os.environ)
+    started, left, untold = asyncio.run(choose_roles(known, credentials, roles))
     console = stdout()
     with terminating(), ExitStack() as stack:
         stack.enter_context(only_here(settings.data))
         connection = bring_up(settings, FORCES[broker], partial(console.print, soft_wrap=True), stack)
         environment = child_environment(settings, connection)
         _tell(console, settings, connection, left)
+        for note in untold:
+            console.print(f"Whether key and model are known can't be told: {note}", soft_wrap=True)
         services = fleet_services(settings.data.resolve(), known, started, workers)
         asyncio.run(_supervise(settings, connection, services, environment, console, live=not no_view))
         console.print("Drained.")

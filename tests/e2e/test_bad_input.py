@@ -25,6 +25,7 @@ from codeconvoy.workers.engine.bus import TopicPartition
 from tests.builders import voided
 from tests.fleets import PARTITIONS, Fleet, until
 from tests.git_repos import commit, repository
+from tests.models_endpoint import KEY, endpoint
 
 ROLE = "pyupgrade"
 GOOD = "class A(object):\n    pass\n"
@@ -104,6 +105,20 @@ def test_a_bad_job_is_refused_before_anything_is_submitted(fleet: Fleet, repo: P
         assert reason in error, (name, error)
         assert re.match(r"Remedy: \S", remedy), (name, remedy)
     assert ends(fleet, lambda topics: topics.jobs) == before
+
+
+def test_a_worker_whose_key_or_model_is_not_known_does_not_start(fleet: Fleet, tmp_path: Path) -> None:
+    with endpoint("m") as server:
+        role = '[roles.generator]\nprovider = "anthropic"\nmodel = "{}"\noptions = {{ base_url = "{}" }}\n'
+        for model, key, said in (
+            ("m", "sk-wrong", "Error: roles.generator.provider: anthropic: the key is not accepted"),
+            ("gone", KEY, "Error: roles.generator.model: the server of 'anthropic' has no model 'gone'"),
+        ):
+            roles = tmp_path / f"{model}.toml"
+            roles.write_text(role.format(model, server.url))
+            done = fleet.convoy("worker", "generator", CONVOY_ROLES=str(roles), ANTHROPIC_API_KEY=key)
+            assert done.status == 2 and said in done.err, done
+            assert "sk-wrong" not in done.err
 
 
 def test_the_same_as_a_record_ends_the_job_as_failed_with_the_message(fleet: Fleet, repo: Path) -> None:

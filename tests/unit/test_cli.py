@@ -16,6 +16,7 @@ from codeconvoy.orchestrator.cli import GROUPS, make_app, report, report_bug
 from codeconvoy.orchestrator.processes import free_ports
 from codeconvoy.schemas.errors import AgentError, BadInput, ConvoyError, TooLarge, Unavailable
 from tests.git_repos import repository
+from tests.models_endpoint import KEY, endpoint
 
 JOB = """
 repository: repo
@@ -173,6 +174,51 @@ def test_a_bad_job_is_refused_before_the_broker_is_asked(job: Path) -> None:
         "Error: pipeline.generate[1]: there is no role 'izort'",
         "Remedy: Did you mean isort?",
     ]
+
+
+def roles_file(directory: Path, url: str, model: str = "m") -> str:
+    """A roles file whose generator asks the server at this URL; answers its path."""
+    path = directory / "roles.toml"
+    path.write_text(
+        f'[roles.generator]\nprovider = "openai"\nmodel = "{model}"\noptions = {{ base_url = "{url}/v1" }}\n'
+    )
+    return str(path)
+
+
+def test_a_key_or_model_that_is_not_known_is_said_at_start(tmp_path: Path) -> None:
+    with endpoint("m") as server:
+        roles = roles_file(tmp_path, server.url)
+        wrong = convoy(tmp_path, "up", "--roles", "generator", CONVOY_ROLES=roles, OPENAI_API_KEY="sk-wrong")
+        doctor = convoy(tmp_path, "doctor", "-o", "json", CONVOY_ROLES=roles, OPENAI_API_KEY=KEY)
+        roles = roles_file(tmp_path, server.url, "gone")
+        unknown = convoy(tmp_path, "up", "--roles", "generator", CONVOY_ROLES=roles, OPENAI_API_KEY=KEY)
+    assert wrong.returncode == unknown.returncode == 2
+    assert "Error: roles.generator.provider: openai: the key is not accepted" in wrong.stderr
+    assert "Remedy: Correct the key 'openai'" in wrong.stderr and "sk-wrong" not in wrong.stderr
+    assert "Error: roles.generator.model: the server of 'openai' has no model 'gone'" in unknown.stderr
+    [model] = [finding for finding in json.loads(doctor.stdout) if finding["what"] == "model"]
+    assert model["grade"] == "good" and "key and model are known: openai:127.0.0.1:" in model["says"]
+
+
+def test_the_doctor_shows_breakers_and_whether_limits_are_shared(tmp_path: Path, redis_url: str) -> None:
+    [port] = free_ports(1)
+    roles = roles_file(tmp_path, f"http://127.0.0.1:{port}")
+    kafka = f"127.0.0.1:{port}"
+    done = convoy(
+        tmp_path, "doctor", "-o", "json", CONVOY_KAFKA=kafka, CONVOY_REDIS=redis_url, CONVOY_ROLES=roles
+    )
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    assert found["limits"]["grade"] == "good" and found["model"]["grade"] == "note"
+    assert found["breaker"]["says"] == f"generator: openai:127.0.0.1:{port}:m CLOSED, no rate set"
+    assert [state["breaker"] for state in found["breaker"]["models"]] == ["closed"]
+
+
+def test_a_job_for_a_role_that_can_not_run_here_is_said_and_goes_on(job: Path) -> None:
+    job.write_text(JOB.replace("isort", "generator"))
+    done = convoy(job.parent, "submit", "job.yaml", "--dry-run", "-o", "json")
+    assert done.returncode == 0 and json.loads(done.stdout)["tasks"]
+    [note] = done.stderr.splitlines()
+    assert note.startswith("Note: role generator can't run here") and "no provider is set" in note
 
 
 def test_roles_and_doctor_speak_json(tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ class AnthropicProvider:
                     return message.reply(request, stream.response.headers.get(_REQUEST_ID))
         raise cut_short(self.name, began=message.began)
 
+    async def look_up(self, model: str, seconds: float) -> None:
+        """See `Knowing`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._client.models.retrieve(model)
+        except TimeoutError as error:
+            raise CallFailed(Failure.TIMEOUT, f"anthropic: no answer within {seconds:.0f} s") from error
+        except (self._sdk.AnthropicError, httpx2.HTTPError, ValueError) as error:
+            raise failure_of(self.name, self._sdk, error, self._key) from error
+
     async def close(self) -> None:
         """See `Provider`."""
         await self._client.close()

@@ -10,7 +10,9 @@ Breaker and line are the fleet's, in Redis; while that is away, each process has
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +24,8 @@ from codeconvoy.workers.llm.breaker import (
     BreakerLimits,
     BreakerState,
     BreakingProvider,
+    Circuit,
+    circuit,
 )
 from codeconvoy.workers.llm.cells import Cells, FallbackCells, LocalCells, RedisCells
 from codeconvoy.workers.llm.edit_format import Problem
@@ -37,6 +41,9 @@ from codeconvoy.workers.tracing import OFF, Tracing
 
 KEEP_SECONDS = 3_600
 """How long a breaker or a line that nobody uses is remembered."""
+
+WATCH_SECONDS = 5.0
+"""Between two looks at the breakers."""
 
 _FINAL = frozenset(failure.value for failure in FINAL)
 
@@ -87,23 +94,20 @@ class Chain:
     _is_shared: bool = field(default=True, init=False)
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     """Failures that only somebody who sets things up can end, by provider: said once."""
+    _breakers: dict[str, tuple[Cells[BreakerState], BreakerLimits]] = field(default_factory=dict, init=False)
 
     def around(self, role: Role, provider: Provider) -> Provider:
         """The provider of a role, with all that belongs around it."""
         server = server_of(role)
-        limits = BreakerLimits(
-            int(role.options.get("breaker_failures", FAILURES)),
-            float(role.options.get("breaker_seconds", OPEN_SECONDS)),
-        )
-        rates = Rates(
-            float(role.options.get("requests_per_minute", 0)), float(role.options.get("tokens_per_minute", 0))
-        )
+        limits, rates = breaker_limits(role), rates_of(role)
         traced = TracedProvider(provider, role.options.get("base_url", ""), self.tracing)
         counted = CountedProvider(traced, role.model, self.metrics)
         limited = LimitedProvider(
             counted, server, self._cells("line", LineState), rates, self._waited(role.model)
         )
-        breaking = BreakingProvider(limited, server, self._cells("breaker", BreakerState), limits)
+        breakers = self._cells("breaker", BreakerState)
+        self._breakers[server] = breakers, limits
+        breaking = BreakingProvider(limited, server, breakers, limits)
         watched = WatchedProvider(breaking, self.tracing)
         retrying = RetryingProvider(watched)
         return RecordedProvider(retrying, server, self._replies(role), self.metrics, self.tracing)
@@ -136,13 +140,23 @@ class Chain:
 
         return waited
 
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Show the state of the breakers until told to stop, also while this process makes no call."""
+        while not stop.is_set():
+            for server, (cells, limits) in tuple(self._breakers.items()):
+                now = await cells.change(server, partial(_seen, limits))
+                for one in Circuit:
+                    self.metrics.breakers.labels(server, str(one)).set(one is now)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
+
     def _replies(self, role: Role) -> ReplyStore:
         """Where the replies to a role are kept."""
         ttl = int(role.options.get("reply_ttl_seconds", TTL_SECONDS))
         return RedisReplies(self.redis, self.prefix, ttl)
 
     def _cells(self, what: str, kind: type[S]) -> Cells[S]:
-        shared = RedisCells(self.redis, f"{self.prefix}:{what}", kind, KEEP_SECONDS)
+        shared = shared_cells(self.redis, self.prefix, what, kind)
         return FallbackCells(shared, LocalCells(self.clock), self._told)
 
     def _told(self, shared: bool) -> None:
@@ -154,3 +168,26 @@ class Chain:
                 logger.warning("breakers and rates are the fleet's again")
             else:
                 logger.warning("Redis is away: this process goes by its own breakers and rates")
+
+
+def breaker_limits(role: Role) -> BreakerLimits:
+    """When the breaker of a role's model opens."""
+    return BreakerLimits(
+        int(role.options.get("breaker_failures", FAILURES)),
+        float(role.options.get("breaker_seconds", OPEN_SECONDS)),
+    )
+
+
+def rates_of(role: Role) -> Rates:
+    """What the role says that its model takes."""
+    options = role.options
+    return Rates(float(options.get("requests_per_minute", 0)), float(options.get("tokens_per_minute", 0)))
+
+
+def shared_cells(redis: Redis, prefix: str, what: str, kind: type[S]) -> RedisCells[S]:
+    """The fleet's own `breaker`s or `line`s."""
+    return RedisCells(redis, f"{prefix}:{what}", kind, KEEP_SECONDS)
+
+
+def _seen(limits: BreakerLimits, state: BreakerState | None, now: float) -> tuple[BreakerState, Circuit]:
+    return state or BreakerState(), circuit(state, now, limits)

@@ -100,7 +100,8 @@ def status_failure(
     if code in ("insufficient_quota", "billing_error"):
         failure = Failure.QUOTA
     reason = _reason(provider, failure, f"HTTP {status}", message, key)
-    return CallFailed(failure, reason, status=status, retry_after=retry_after(headers, time.time()))
+    pause = retry_after(headers, time.time())
+    return CallFailed(failure, reason, status=status, code=code, retry_after=pause)
 
 
 def said_failure(provider: str, body: object, key: str) -> CallFailed:

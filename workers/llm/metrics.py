@@ -59,6 +59,12 @@ class ModelMetrics:
             ["of"],
             registry=registry,
         )
+        self.breakers = Gauge(
+            "convoy_breaker_state",
+            "1 for the state that a model's circuit breaker is in, 0 for the others",
+            ["provider", "state"],
+            registry=registry,
+        )
         self.shared = Gauge(
             "convoy_shared_limits",
             "1 while breakers and rates are the fleet's, 0 while they are this process's own",

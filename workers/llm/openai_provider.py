@@ -100,6 +100,16 @@ class OpenAIProvider:
         except (self._sdk.OpenAIError, httpx2.HTTPError, ValueError) as error:
             raise failure_of(self.name, self._sdk, error, self._key) from error
 
+    async def look_up(self, model: str, seconds: float) -> None:
+        """See `Knowing`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._client.models.retrieve(model)
+        except TimeoutError as error:
+            raise CallFailed(Failure.TIMEOUT, f"openai: no answer within {seconds:.0f} s") from error
+        except (self._sdk.OpenAIError, httpx2.HTTPError, ValueError) as error:
+            raise failure_of(self.name, self._sdk, error, self._key) from error
+
     async def _respond(self, request: Call, sampling: dict[str, float]) -> Reply:
         sent: dict[str, Any] = {
             "model": request.model,

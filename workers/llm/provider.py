@@ -116,12 +116,20 @@ class CallFailed(AgentError):
     """A call that gave no reply. `retryable` follows from the kind of failure."""
 
     def __init__(
-        self, failure: Failure, reason: str, *, status: int = 0, retry_after: float | None = None
+        self,
+        failure: Failure,
+        reason: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(reason, retryable=failure not in FINAL)
         self.failure = failure
         self.status = status
         """The HTTP status; 0 where there was none."""
+        self.code = code
+        """The server's own word for the error, where it has one."""
         self.retry_after = retry_after
         """Seconds that the server asked to wait; None where it did not say."""
 
@@ -136,6 +144,22 @@ class ModelUnavailable(Unavailable):
         super().__init__(service, reason, remedy)
         self.usage: Usage | None = None
         """What was spent before, for the same task."""
+
+
+class Knowing(Protocol):
+    """A server that can say whether it knows a key and a model, without a call that costs anything."""
+
+    async def look_up(self, model: str, seconds: float) -> None:
+        """Ask for the model.
+
+        Raises:
+            CallFailed: the key or the model is not known (`KEY`, or status 404), or it can't be told.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        ...
 
 
 class Provider(Protocol):

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.workers.llm import repo_map
@@ -19,10 +19,14 @@ from codeconvoy.workers.llm.command import CommandAgent
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.failover import Choice, FailoverAgent, Switch, unsaid
 from codeconvoy.workers.llm.prompts import Prompt
-from codeconvoy.workers.llm.provider import IDLE_SECONDS, Credentials, Provider, server_of
+from codeconvoy.workers.llm.provider import IDLE_SECONDS, Credentials, Knowing, Provider, server_of
 from codeconvoy.workers.roles.codemod.agents import make_agent as codemod_agent
 from codeconvoy.workers.roles.role import Agent, Role
 from codeconvoy.workers.roles.validators import Validator
+
+if TYPE_CHECKING:
+    from codeconvoy.workers.llm.anthropic_provider import AnthropicProvider
+    from codeconvoy.workers.llm.openai_provider import OpenAIProvider
 
 PROVIDERS_GROUP = "codeconvoy.providers"
 """Entry points: each a callable `(role, credentials) -> Agent`."""
@@ -74,6 +78,34 @@ def make_agent(
     return FailoverAgent(choices, switched) if len(choices) > 1 else choices[0].agent
 
 
+def check_declared(role: Role, credentials: Credentials) -> None:
+    """See that a role can be done here, as far as that can be told without loading its providers.
+
+    Raises:
+        BadInput: it can't.
+    """
+    for place, one in role.by_provider():
+        with _placed(role, place):
+            match one.provider:
+                case "openai":
+                    _key(one, credentials, _OPENAI_OPTIONS)
+                case "anthropic":
+                    _key(one, credentials, _MODEL_OPTIONS)
+                case "command":
+                    _argv(one)
+                case "":
+                    _installed(one, credentials)
+
+
+def knowing(role: Role, credentials: Credentials) -> Knowing:
+    """Who can say whether the first provider of a model's role knows its key and model.
+
+    Raises:
+        BadInput: the role can't be done as it is declared.
+    """
+    return _openai(role, credentials) if role.provider == "openai" else _anthropic(role, credentials)
+
+
 @contextmanager
 def _placed(role: Role, place: str) -> Iterator[None]:
     """Name the field of the provider that is meant."""
@@ -99,10 +131,8 @@ def _agent(
         case "codemod":
             return codemod_agent(role)
         case "openai" | "anthropic":
-            provider = (
-                _openai(role, credentials) if role.provider == "openai" else _anthropic(role, credentials)
-            )
-            wrapped, validators = wrap(role, provider), _validators(role)
+            make = _openai if role.provider == "openai" else _anthropic
+            wrapped, validators = wrap(role, make(role, credentials)), _validators(role)
             return ModelAgent(role, wrapped, validators=validators, count=count, measure=measure)
         case "command":
             _check_options(role, _COMMAND_OPTIONS)
@@ -164,7 +194,7 @@ def _check_options(role: Role, known: Mapping[str, tuple[str, str]]) -> None:
             raise BadInput(field, f"{value!r} can't be used", remedy)
 
 
-def _openai(role: Role, credentials: Credentials) -> Provider:
+def _openai(role: Role, credentials: Credentials) -> "OpenAIProvider":
     from codeconvoy.workers.llm.openai_provider import API, OpenAIProvider
 
     key = _key(role, credentials, _OPENAI_OPTIONS)
@@ -178,7 +208,7 @@ def _openai(role: Role, credentials: Credentials) -> Provider:
     )
 
 
-def _anthropic(role: Role, credentials: Credentials) -> Provider:
+def _anthropic(role: Role, credentials: Credentials) -> "AnthropicProvider":
     from codeconvoy.workers.llm.anthropic_provider import API, AnthropicProvider
 
     key = _key(role, credentials, _MODEL_OPTIONS)

@@ -37,7 +37,7 @@ def endpoint(*models: str) -> Iterator[Endpoint]:
         def do_GET(self) -> None:
             model = self.path.removeprefix("/v1/models/")
             made.asked.append(model)
-            given = self.headers.get("x-api-key") or self.headers.get("authorization", "")
+            given = self.headers.get("x-api-key") or self.headers.get("authorization") or ""
             if made.status:
                 self._say(made.status, {"error": {"type": "test", "message": "by script"}})
             elif given.removeprefix("Bearer ") != KEY:

@@ -1,5 +1,6 @@
 """Which roles there are, who does them, and that what is wrong is said before the first task."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,6 +138,17 @@ def test_further_providers_in_their_order(file: Callable[[str], Path]) -> None:
     assert isinstance(agent, FailoverAgent)
     assert [choice.name for choice in agent._choices] == ["openai:big", "openai:h:m", "command"]
     assert isinstance(make_agent(roles["tester"], KEYS), ModelAgent)
+
+
+def test_the_documented_example_is_one(file: Callable[[str], Path]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+    [example] = [
+        block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "defaults.next" in block
+    ]
+    roles = load_roles(file(example))
+    assert [len(roles[name].next) for name in ("generator", "reviewer", "tester")] == [2, 0, 1]
+    for name in ("generator", "reviewer", "tester"):
+        make_agent(roles[name], KEYS)
 
 
 def test_a_role_that_gets_another_provider_loses_its_next_ones() -> None:

@@ -10,7 +10,8 @@ import pytest
 from codeconvoy.schemas.events import CodeModified
 from tests.fleets import CORE, Fleet, unique_prefix, until
 from tests.git_repos import repository, tree_of
-from tests.llm_server import Asked, Fault, ModelServer, Said, helpful, status
+from tests.llm_server import Asked, Fault, ModelServer, helpful, status
+from tests.llm_shapes import Said
 from tests.services import erase_prefix
 
 LINE = "# improved"

@@ -17,6 +17,7 @@ import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,9 @@ from codeconvoy.workers.llm.chain import Chain
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.llm.recorded import TTL_SECONDS
+from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.mapper import Mapper, RedisMaps
+from codeconvoy.workers.moves import Hints, RedisMoves
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
 from codeconvoy.workers.redact import BY_SHAPE, Redactor
@@ -101,7 +104,7 @@ class Fleet:
         """Every role that has a queue, sorted."""
         return tuple(sorted({*self.roles, *SERVICE_ROLES}))
 
-    def desk(self, agent_id: str) -> Desk:
+    def desk(self, agent_id: str, hints: Hints) -> Desk:
         """What a worker works with."""
         return Desk(
             self.codec,
@@ -112,7 +115,12 @@ class Fleet:
             agent_id,
             self.redact,
             self.tracing,
+            hints,
         )
+
+    def moves(self) -> RedisMoves:
+        """Where the projector says which files have moved."""
+        return RedisMoves(self.redis, self.redis_prefix)
 
     async def prepare(self) -> None:
         """Create the topics that are missing, and check those that are there.
@@ -157,8 +165,12 @@ def make_process(fleet: Fleet, kind: str, role: str, instance: str, registry: Co
         "detector": lambda: (Detector(codec, topics, fleet.tracing),),
     }
     if kind == "worker":
-        chain = Chain(fleet.redis, fleet.redis_prefix, ModelMetrics(registry), time.monotonic, fleet.tracing)
-        engines = [_pool(fleet, role, instance, families, health, chain), chain.watch]
+        moved, hints = MovedCalls(registry), Hints()
+        metrics = ModelMetrics(registry)
+        chain = Chain(fleet.redis, fleet.redis_prefix, metrics, moved, time.monotonic, fleet.tracing)
+        pool = _pool(fleet, role, instance, families, health, chain, hints)
+        listen: Engine = partial(_beside, partial(fleet.moves().listen, hints))
+        engines = [pool, chain.watch] if role in SERVICE_ROLES else [pool, chain.watch, listen]
         return Process(role, instance, health, partial(_run_all, engines))
     if kind not in folds:
         raise BadInput("process", f"{kind!r} is none", f"Use one of {', '.join(folds)} or worker ROLE")
@@ -174,6 +186,7 @@ def _fold(
 ) -> Engine:
     metrics = EngineMetrics(families, consumer.name)
     store: StateStore = fleet.store(consumer.name)
+    stored = fleet.moves().publish if consumer.name == FILES else None
 
     def make() -> FoldEngine[Any]:
         return FoldEngine(
@@ -188,12 +201,15 @@ def _fold(
             metrics=metrics,
             health=health,
             tracing=fleet.tracing,
+            stored=stored,
         )
 
     return partial(_restarting, consumer.name, make, health)
 
 
-def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: Health, chain: Chain) -> Engine:
+def _pool(
+    fleet: Fleet, role: str, instance: str, families: Families, health: Health, chain: Chain, hints: Hints
+) -> Engine:
     metrics = EngineMetrics(families, role)
     agent_id = f"{role}/{instance}"
     slots = SERVICE_SLOTS[role] if role in SERVICE_ROLES else _role(fleet, role).concurrency
@@ -201,7 +217,7 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
         make_agent(_role(fleet, role), fleet.credentials)  # says now what is wrong with the role
 
     def handler() -> Handler:
-        desk = fleet.desk(agent_id)
+        desk = fleet.desk(agent_id, hints)
         if role == GIT_ROLE:
             return GitWorker(desk, fleet.codec, fleet.cache)
         if role == RUNNER_ROLE:
@@ -215,7 +231,7 @@ def _pool(fleet: Fleet, role: str, instance: str, families: Families, health: He
             switched=chain.switched,
             measure=chain.metrics.saw,
         )
-        return AgentWorker(declared, agent, desk, fleet.codec, _mapper(fleet, declared))
+        return AgentWorker(declared, agent, desk, fleet.codec, chain.moved, _mapper(fleet, declared))
 
     group = fleet.topics.group(f"worker.{role}")
 
@@ -273,6 +289,17 @@ async def _run_all(engines: list[Engine], stop: asyncio.Event) -> None:
             stop.set()
 
     await asyncio.gather(*(one(engine) for engine in engines))
+
+
+async def _beside(work: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    """Do work that never ends by itself until told to stop."""
+    running, stopped = asyncio.ensure_future(work()), asyncio.ensure_future(stop.wait())
+    both: set[asyncio.Future[Any]] = {running, stopped}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    for one in both:
+        one.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
 
 
 async def _restarting(

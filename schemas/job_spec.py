@@ -55,6 +55,17 @@ class TaskSpec(_Spec, frozen=True, kw_only=True):
     """Further paths that the agent is shown."""
 
 
+class OnMove(StrEnum):
+    """What becomes of an agent's call when a file that it was shown moves under it."""
+
+    REPAIR = "repair"
+    """It goes on; what it writes is merged, or done again, as any other fork or stale read."""
+    RESTART = "restart"
+    """It is cancelled, and begun anew on the new version: a few times, then as `repair`."""
+    IGNORE = "ignore"
+    """Nobody looks; the log judges its edit all the same."""
+
+
 class StrategyOverride(_Spec, frozen=True, kw_only=True):
     """Strategies for the files that match a glob; the first match wins."""
 
@@ -98,6 +109,7 @@ class JobSpec(_Spec, frozen=True, kw_only=True):
     together: bool = False
     """True: the roles of the generate stage all start from the imported version, as agents that
     began at the same time do. False: each starts from the head that it finds."""
+    on_move: OnMove = OnMove.REPAIR
     consistency: Consistency = Consistency.EVENTUAL
     strategies: tuple[Strategy, ...] = DEFAULT_STRATEGIES
     overrides: tuple[StrategyOverride, ...] = ()

@@ -314,6 +314,7 @@ class Step:
             must_see=self.must_see({path, *reads, *touched(work)}),
             consistency=self.spec.consistency,
             policy=policy_for(self.spec, path),
+            on_move=self.spec.on_move,
             deadline_seconds=self.spec.task_deadline_seconds,
             priority=self.spec.priority,
             budget=self.spec.budget,

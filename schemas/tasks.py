@@ -7,7 +7,7 @@ reads from the projection once that has passed everything in `must_see`.
 import msgspec
 
 from codeconvoy.schemas.events import Consistency, Policy, Strategy, Tried
-from codeconvoy.schemas.job_spec import Budget, TaskSpec
+from codeconvoy.schemas.job_spec import Budget, OnMove, TaskSpec
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -152,6 +152,7 @@ class Task(_Part, frozen=True, kw_only=True):
     must_see: tuple[MustSee, ...] = ()
     consistency: Consistency = Consistency.EVENTUAL
     policy: Policy | None = None
+    on_move: OnMove = OnMove.REPAIR
     deadline_seconds: int = 600
     priority: int = 0
     budget: Budget = Budget()

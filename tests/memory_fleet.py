@@ -18,6 +18,7 @@ from codeconvoy.orchestrator.orchestrator import Orchestrator
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import Event
+from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import FactPayload, JobFact, JobSubmitted
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import JobState
@@ -34,8 +35,10 @@ from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.pool_engine import PoolEngine, PoolLimits
 from codeconvoy.workers.engine.state import MemoryStore
 from codeconvoy.workers.git_worker import GitWorker
+from codeconvoy.workers.llm.spent import MovedCalls
+from codeconvoy.workers.moves import Hints, moves_of
 from codeconvoy.workers.projection import StoredProjection
-from codeconvoy.workers.projector import FileProjector, JobProjector
+from codeconvoy.workers.projector import FILES, FileProjector, JobProjector
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Role, RoleKind, Vote
 from codeconvoy.workers.tracing import OFF, Tracing
 
@@ -83,6 +86,13 @@ class MemoryFleet:
     bus: MemoryBus = field(default_factory=MemoryBus)
     stores: dict[str, MemoryStore] = field(default_factory=dict)
     tracing: Tracing = OFF
+    hints: Hints = field(default_factory=Hints)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    """Of what is counted about calls whose files moved."""
+    moved: MovedCalls = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.moved = MovedCalls(self.registry)
 
     @property
     def roles(self) -> Mapping[str, Role]:
@@ -143,15 +153,29 @@ class MemoryFleet:
             health=Health(time.monotonic),
             limits=FoldLimits(poll_seconds=TURN_SECONDS, tick_seconds=TURN_SECONDS),
             tracing=self.tracing,
+            stored=self._tell if consumer.name == FILES else None,
         )
+
+    async def _tell(self, changes: Mapping[str, tuple[FileHistory | None, FileHistory]]) -> None:
+        self.hints.tell(moves_of(changes))
 
     def _pool(self, role: str) -> PoolEngine:
         bus = self.bus.another()
-        reader, agent = bus.reader(), f"{role}/1"
-        desk = Desk(CODEC, self.topics, self.projection(), reader, now_ms, agent, tracing=self.tracing)
+        reader, agent_id = bus.reader(), f"{role}/1"
+        desk = Desk(
+            CODEC,
+            self.topics,
+            self.projection(),
+            reader,
+            now_ms,
+            agent_id,
+            tracing=self.tracing,
+            hints=self.hints,
+        )
         handler: Any = GitWorker(desk, CODEC, self.cache)
         if role != "git":
-            handler = AgentWorker(self.roles[role], _Agent(self.agents[role]), desk, CODEC)
+            agent = _Agent(self.agents[role])
+            handler = AgentWorker(self.roles[role], agent, desk, CODEC, self.moved)
         return PoolEngine(
             handler,
             bus,

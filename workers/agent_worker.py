@@ -8,7 +8,7 @@ again here, whatever it is: nothing outside of the task's files is ever written.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import AgentError, OverBudget
@@ -26,12 +26,16 @@ from codeconvoy.schemas.events import (
 )
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import Planned, Reviewed, Worked
+from codeconvoy.schemas.job_spec import OnMove
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, Task, TestWork
-from codeconvoy.workers.desk import Desk, check_size, emitted, version_in, visible_in
+from codeconvoy.schemas.topics import file_key
+from codeconvoy.workers.desk import Desk, Stopped, check_size, emitted, version_in, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.mapper import Mapper
 from codeconvoy.workers.merge_context import merge_context
-from codeconvoy.workers.projection import FileView
+from codeconvoy.workers.moved import MAX_RESTARTS, Reaction, moved, reaction
+from codeconvoy.workers.projection import FileView, Wanted
 from codeconvoy.workers.resolution.validate import objections
 from codeconvoy.workers.roles.role import Agent, Answer, Context, Edits, FileEdit, Plan, Role, Version, Vote
 from codeconvoy.workers.roles.validators import sound_merge
@@ -40,15 +44,45 @@ MAX_COMMENTS = 50
 MAX_COMMENT_CHARS = 2_000
 
 
+@dataclass(slots=True)
+class _Watch:
+    """Looks at the files that a running call was shown."""
+
+    desk: Desk
+    calls: MovedCalls
+    task: Task
+    shown: Mapping[str, FileView]
+    restarts: int
+    is_over: bool = False
+
+    async def look(self) -> bool:
+        """True where the call is to begin anew. Once it is known that a file moved nobody looks again."""
+        task = self.task
+        if self.is_over or not self.shown or task.on_move is OnMove.IGNORE:
+            return False
+        now = await self.desk.glance(task, self.shown)
+        if not moved(task, self.shown, now):
+            return False
+        self.is_over, what = True, reaction(task, self.restarts)
+        self.calls.moved(task.role, what)
+        return what is Reaction.RESTART
+
+
 class AgentWorker:
     """Does the tasks of one role with one agent."""
 
     def __init__(
-        self, role: Role, agent: Agent, desk: Desk, codec: Codec, mapper: Mapper | None = None
+        self,
+        role: Role,
+        agent: Agent,
+        desk: Desk,
+        codec: Codec,
+        calls: MovedCalls,
+        mapper: Mapper | None = None,
     ) -> None:
         """`mapper` makes the repository's map, where the role's agent is shown one."""
         self._role, self._agent, self._desk, self._codec = role, agent, desk, codec
-        self._mapper = mapper
+        self._calls, self._mapper = calls, mapper
 
     async def close(self) -> None:
         """See `Handler`."""
@@ -67,25 +101,44 @@ class AgentWorker:
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            context = await self._mapped(await self._context(task))
-            answer = await self._desk.unless_void(task, self._agent.work(context))
-            if answer is None:
-                return ()
-            return self._outputs(context, answer, clock() - began)
+            done = await self._work(task)
+            return () if done is None else self._outputs(*done, clock() - began)
         except AgentError as error:
             over = isinstance(error, OverBudget)
             return self._desk.failed(task, error.reason, retryable=error.retryable, over_budget=over)
 
+    async def _work(self, task: Task) -> tuple[Context, Answer] | None:
+        """What the agent was shown and what it answers; None where nobody waits for it any more.
+        It is shown anew what has moved meanwhile, where the job wants that, but given no more time."""
+        is_told = task.on_move is not OnMove.IGNORE
+        keys = [file_key(task.workspace, path) for path in _wanted(task)] if is_told else []
+        deadline = 0.0
+        for restarts in range(MAX_RESTARTS + 1):
+            # A hint that comes while the files are read is not missed.
+            with self._desk.hints.about(keys) as hint, self._calls.go(task) as spent:
+                context, shown = await self._context(task)
+                deadline = deadline or asyncio.get_running_loop().time() + task.deadline_seconds
+                watch = _Watch(self._desk, self._calls, task, shown, restarts)
+                work = self._agent.work(await self._mapped(context))
+                answer = await self._desk.watched(task, work, deadline, hint, watch.look)
+            if answer is not Stopped.MOVED:
+                return None if answer is Stopped.VOID else (context, answer)
+            self._calls.restarted(spent)
+        raise AssertionError("the last go is not begun anew")
+
     # What the agent is shown ------------------------------------------------------------------------
 
-    async def _context(self, task: Task) -> Context:
+    async def _context(self, task: Task) -> tuple[Context, Mapping[str, FileView]]:
+        """What the agent is shown, and the files as they were read for it."""
+        if isinstance(task.work, ResolveWork) and task.work.strategy is Strategy.SEMANTIC:
+            return await merge_context(self._desk, task, task.work), {}
+        wanted = _wanted(task)
+        views = await self._desk.views(task, wanted, {}) if wanted else {}
+        return self._shown(task, views), views
+
+    def _shown(self, task: Task, views: Mapping[str, FileView]) -> Context:
         if isinstance(task.work, PlanWork):
             return Context(task, Version("", "", None))
-        if isinstance(task.work, ResolveWork) and task.work.strategy is Strategy.SEMANTIC:
-            return await merge_context(self._desk, task, task.work)
-        further = dict.fromkeys((*_further(task), *task.reads), ())
-        wanted: dict[str, tuple[str, ...]] = {task.path: (), **further, task.path: _named(task)}
-        views = await self._desk.views(task, wanted, {})
         file = views[task.path]
         others = tuple(visible_in(view) for path, view in views.items() if path != task.path)
         match task.work:
@@ -203,6 +256,14 @@ def _reads(shown: Iterable[Version], path: str) -> tuple[Read, ...]:
     return tuple(
         Read(path=version.path, event_id=version.event_id) for version in shown if version.path != path
     )
+
+
+def _wanted(task: Task) -> Wanted:
+    """The files that a task's agent is shown, its own first, with the versions that the task speaks of."""
+    if isinstance(task.work, PlanWork):
+        return {}
+    further = dict.fromkeys((*_further(task), *task.reads), ())
+    return {task.path: (), **further, task.path: _named(task)}
 
 
 def _further(task: Task) -> tuple[str, ...]:

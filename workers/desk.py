@@ -8,7 +8,9 @@ the records that the pool engine writes in one transaction.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TypeVar
 
 import msgspec
@@ -32,6 +34,7 @@ from codeconvoy.schemas.job_state import TaskStatus
 from codeconvoy.schemas.tasks import MustSee, Task
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, Reader, Record
+from codeconvoy.workers.moves import Hints
 from codeconvoy.workers.positions import Ends
 from codeconvoy.workers.projection import FileView, Projection, Wanted
 from codeconvoy.workers.redact import BY_SHAPE, Redact
@@ -43,6 +46,7 @@ _OVER = frozenset((TaskStatus.CANCELLED, TaskStatus.FAILED, TaskStatus.REPORTED,
 COLLECTS = 5
 """Times that a snapshot is tried before the task waits."""
 WATCH_SECONDS = 1.0
+"""Between two looks at what concerns a running call, where no hint comes sooner."""
 MAX_REASON = 4_000
 """Characters of a reason that a job is told."""
 
@@ -51,6 +55,19 @@ _SPOKEN = ("summary", "comments", "reason", "detail", "output_tail")
 
 T = TypeVar("T")
 W = TypeVar("W", bound=msgspec.Struct)
+
+
+class Stopped(Enum):
+    """Why work was cut short."""
+
+    VOID = auto()
+    """Nobody waits for it any more."""
+    MOVED = auto()
+    """It is to begin anew."""
+
+
+Look = Callable[[], Awaitable[bool]]
+"""Looks whether running work is to begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +83,7 @@ class Desk:
     redact: Redact = BY_SHAPE
     """Takes the secrets out of what agents and programs say in their own words."""
     tracing: Tracing = OFF
+    hints: Hints = field(default_factory=Hints)
     _ends: Ends = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +147,14 @@ class Desk:
             before = after
         raise _too_fast()
 
+    async def glance(self, task: Task, shown: Mapping[str, FileView]) -> Mapping[str, FileView]:
+        """The same files as the projection shows them now, wherever it stands; where it can't be read,
+        as they were shown: nothing that may have cost a model call is thrown away for that."""
+        try:
+            return await self.projection.views(task.workspace, dict.fromkeys(shown, ()), (), shown)
+        except Unavailable:
+            return shown
+
     async def _ends_of(self, workspace: str, paths: Iterable[str]) -> list[MustSee]:
         """The last offsets of the files' partitions."""
         return await self._ends.of(
@@ -141,18 +167,34 @@ class Desk:
         Raises:
             AgentError: the deadline passed.
         """
-        running = asyncio.ensure_future(work)
         deadline = asyncio.get_running_loop().time() + task.deadline_seconds
+        done = await self.watched(task, work, deadline, asyncio.Event(), None)
+        return None if isinstance(done, Stopped) else done
+
+    async def watched(
+        self, task: Task, work: Awaitable[T], deadline: float, hint: asyncio.Event, look: Look | None
+    ) -> T | Stopped:
+        """Do the work, and look now and then, and at each hint, whether it is still wanted as it is.
+
+        Raises:
+            AgentError: the deadline (in seconds of the loop's clock) passed.
+        """
+        clock = asyncio.get_running_loop().time
+        running = asyncio.ensure_future(work)
+        running.add_done_callback(lambda _: hint.set())
         try:
             while True:
-                left = deadline - asyncio.get_running_loop().time()
-                if left <= 0:
+                if (left := deadline - clock()) <= 0:
                     raise AgentError(f"not done within {task.deadline_seconds} s", retryable=True)
-                await asyncio.wait({running}, timeout=min(left, WATCH_SECONDS))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(hint.wait(), min(left, WATCH_SECONDS))
+                hint.clear()
                 if running.done():
                     return running.result()
                 if await self._is_known_void(task):
-                    return None
+                    return Stopped.VOID
+                if look is not None and await look():
+                    return Stopped.MOVED
         finally:
             if not running.done():
                 running.cancel()

@@ -18,6 +18,7 @@ from codeconvoy.schemas.tasks import EditWork, Task
 from codeconvoy.schemas.topics import Topics, file_key, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, Record, TopicPartition
 from codeconvoy.workers.file_states import header_field
+from codeconvoy.workers.moves import Hints
 from codeconvoy.workers.projector import FILES
 from tests.bench import load
 from tests.bench.events import Log, path_of
@@ -212,7 +213,7 @@ def take_snapshots(kafka: str, redis_url: str, topics: Topics) -> Barrier:
 
     async def run() -> Barrier:
         async with fleet_on(kafka, redis_url, topics) as fleet:
-            desk = fleet.desk("generator/bench")
+            desk = fleet.desk("generator/bench", Hints())
             store = fleet.store(FILES)
             gate = asyncio.Semaphore(AT_ONCE)
             alone: list[float] = []

@@ -14,7 +14,7 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Flaw, PartitionLost, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Outgoing, Reader, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skip_mark
-from codeconvoy.workers.engine.fold_engine import FoldEngine, FoldLimits
+from codeconvoy.workers.engine.fold_engine import FoldEngine, FoldLimits, Stored
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.reads import ReadFields
@@ -103,6 +103,7 @@ class Place:
     """Lose the whole store."""
     health: Health = field(default_factory=lambda: Health(time.monotonic))
     tracing: Tracing = OFF
+    stored: Stored[int] | None = None
 
     def make(self, bus: Bus, store: object = None, limits: FoldLimits = LIMITS) -> FoldEngine[int]:
         return FoldEngine(
@@ -118,6 +119,7 @@ class Place:
             health=self.health,
             limits=limits,
             tracing=self.tracing,
+            stored=self.stored,
         )
 
     @asynccontextmanager
@@ -264,6 +266,40 @@ def test_a_lost_store_is_rebuilt_in_silence(world: World, request: pytest.Fixtur
                 await place.until_stored("k0", 8)
                 await place.send("k0/new")
                 await place.until_said(*said, "k09")
+
+    run(go())
+
+
+def test_what_changed_is_told_once_it_is_stored_and_never_while_it_is_rebuilt(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            told: list[tuple[str, int | None, int]] = []
+
+            async def tell(changes: Mapping[str, tuple[int | None, int]]) -> None:
+                for key, (before, after) in changes.items():
+                    raw = (await place.store.load(0, [key])).fields[0]
+                    assert int(raw or 0) >= after, "a reader who is told finds it"
+                    told.append((key, before, after))
+
+            async def told_all() -> list[tuple[str, int | None, int]]:
+                return told
+
+            place.stored = tell
+            await place.send("a/1", "b/1")
+            async with place.engine():
+                await until(told_all, lambda found: len(found) == 2, "two")
+                await place.send("a/2", "a/garbage")
+                await until(told_all, lambda found: len(found) > 2, "three")
+            assert sorted(told) == [("a", 0, 1), ("a", 1, 2), ("b", 0, 1)]
+            told.clear()
+            await place.lose()
+            async with place.engine():
+                await place.until_stored("a", 2)
+                await place.send("c/1")
+                await until(told_all, lambda found: len(found) > 0, "news")
+            assert told == [("c", 0, 1)]
 
     run(go())
 

@@ -6,7 +6,10 @@ Only the ends are stubs: agents, git, the runner, and what can fail.
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import Random
 from typing import Any
+
+from prometheus_client import CollectorRegistry
 
 from codeconvoy.orchestrator.job_file import check
 from codeconvoy.orchestrator.orchestrator import NAME as ORCHESTRATOR
@@ -23,9 +26,11 @@ from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
 from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldLimits
 from codeconvoy.workers.engine.memory_broker import Outcome
 from codeconvoy.workers.engine.pool_engine import Handler, PoolLimits
+from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
 from codeconvoy.workers.roles.role import Role, RoleKind
+from tests.simulation.hints import SimMoves
 from tests.simulation.loop import SimulationLoop
 from tests.simulation.plans import Plan
 from tests.simulation.process import SimProcess
@@ -54,6 +59,8 @@ class SimFleet(World):
         kinds |= {"reviewer": RoleKind.REVIEW, "tester": RoleKind.TEST}
         kinds |= {"merger": RoleKind.MERGE} if plan.merging else {}
         self.roles = {name: Role(name, kind, "a stub", "stub") for name, kind in kinds.items()}
+        self.hints = SimMoves(Random(f"moves {plan.seed}"), loop)
+        self.moved = MovedCalls(CollectorRegistry())
         self._watch = JobWatch(self)
 
     async def start(self) -> None:
@@ -118,7 +125,9 @@ class SimFleet(World):
     def _fold(self, process: SimProcess, consumer: FoldConsumer[Any]) -> Engine:
         random = self.random
         limits = FoldLimits(batch=random.choice((1, 5, 500)), states=random.choice((1, 3, 4000)))
-        return self.fold(process, consumer, limits)
+        return self.fold(
+            process, consumer, limits, self.hints.channel(process) if consumer.name == FILES else None
+        )
 
     def _pool(self, process: SimProcess) -> Engine:
         limits = PoolLimits(
@@ -133,13 +142,17 @@ class SimFleet(World):
     def _handler(self, process: SimProcess) -> Handler:
         files, jobs = process.store(self.stores[FILES]), process.store(self.stores[JOBS])
         projection = StoredProjection(files, jobs, self.topics.partitions)
-        desk = Desk(CODEC, self.topics, projection, process.bus.reader(), self.now, process.instance)
+        hints = self.hints.of(process)
+        desk = Desk(
+            CODEC, self.topics, projection, process.bus.reader(), self.now, process.instance, hints=hints
+        )
         if process.kind == GIT_ROLE:
             return StubGit(desk, CODEC, self.plan.repository, self.branches)
         if process.kind == RUNNER_ROLE:
             return StubRunner(desk, CODEC, self.random)
         role = self.roles[process.kind]
-        return AgentWorker(role, StubAgent(role.kind, role.name, self.random, self.plan.moods), desk, CODEC)
+        agent = StubAgent(role.kind, role.name, self.random, self.plan.moods)
+        return AgentWorker(role, agent, desk, CODEC, self.moved)
 
 
 class JobWatch:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from random import Random
 
 from codeconvoy.schemas.events import Strategy
-from codeconvoy.schemas.job_spec import HumanSpec, JobSpec, Pipeline, TaskKind, TaskSpec
+from codeconvoy.schemas.job_spec import HumanSpec, JobSpec, OnMove, Pipeline, TaskKind, TaskSpec
 from tests.simulation.stubs import Moods, Repository
 from tests.simulation.world import Storm
 
@@ -50,7 +50,7 @@ class Plan:
 
 def plan_of(seed: int, *, stormy: bool = False) -> Plan:
     """The plan that a seed stands for; `stormy` has many faults, as some seeds have by themselves."""
-    random = Random(f"plan {seed}")
+    random, moves = Random(f"plan {seed}"), Random(f"on_move {seed}")
     editors = EDITORS[: random.choice((2, 2, 3))]
     paths = [f"f{number}.txt" for number in range(random.choice((1, 2, 3)))]
     first = {path: _content(random) for path in paths}
@@ -68,7 +68,10 @@ def plan_of(seed: int, *, stormy: bool = False) -> Plan:
         partitions=random.choice((1, 2, 3)),
         editors=editors,
         repository=repository,
-        jobs=tuple(_job(random, number, editors, paths, merging) for number in range(count)),
+        jobs=tuple(
+            _job(random, number, editors, paths, merging, moves.choice(list(OnMove)))
+            for number in range(count)
+        ),
         moods=Moods(seconds=random.choice((0.3, 3.0))),
         storm=Storm(
             faults=0 if calm else random.randrange(15, 30) if stormy else random.randrange(1, 12),
@@ -87,7 +90,9 @@ def _content(random: Random) -> bytes:
     )
 
 
-def _job(random: Random, number: int, editors: tuple[str, ...], paths: list[str], merging: bool) -> JobPlan:
+def _job(
+    random: Random, number: int, editors: tuple[str, ...], paths: list[str], merging: bool, on_move: OnMove
+) -> JobPlan:
     explicit = random.random() < 0.5
     tested = random.random() < 0.4
     spec = JobSpec(
@@ -103,6 +108,7 @@ def _job(random: Random, number: int, editors: tuple[str, ...], paths: list[str]
             test=("tester",) if tested else (),
         ),
         together=random.random() < 0.6,
+        on_move=on_move,
         strategies=_with_merger(random.choice(STRATEGIES), merging),
         human=HumanSpec(
             deadline_seconds=20,

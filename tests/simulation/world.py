@@ -19,7 +19,7 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Aborted, BusError, Unavailable
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.bus import Outgoing, Producer, TopicPartition
-from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldEngine, FoldLimits
+from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldEngine, FoldLimits, Stored
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.memory_bus import MemoryBus
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
@@ -288,7 +288,13 @@ class World(ABC):
                     raise Killed(process.instance) from None
                 await asyncio.sleep(0.5)
 
-    def fold(self, process: SimProcess, consumer: FoldConsumer[Any], limits: FoldLimits) -> Engine:
+    def fold(
+        self,
+        process: SimProcess,
+        consumer: FoldConsumer[Any],
+        limits: FoldLimits,
+        stored: Stored[Any] | None = None,
+    ) -> Engine:
         """A fold engine of a process."""
         self._nonces += 1
         return self.engines.fold(
@@ -304,6 +310,7 @@ class World(ABC):
             health=self._health_of(process),
             limits=limits,
             nonce=str(self._nonces),
+            stored=stored,
         )
 
     def pool(self, process: SimProcess, handler: Handler, limits: PoolLimits) -> Engine:

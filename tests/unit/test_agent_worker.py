@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import Event, Read, Strategy
@@ -18,6 +19,7 @@ from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.memory_bus import MemoryReader
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.llm.repo_map import RepoMap
+from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.mapper import Mapper
 from codeconvoy.workers.projection import FileView, Projection, Standing, Wanted
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Role, RoleKind, Vote
@@ -105,7 +107,8 @@ def worked(work: Work, kind: RoleKind) -> tuple[Context, list[Event], Maps]:
     desk = Desk(CODEC, TOPICS, cast(Projection, Files()), Log(), lambda: 0, "r/1")
     agent, maps = Writer(), Maps()
     role = Role(name="r", kind=kind, description="", provider="openai")
-    worker = AgentWorker(role, agent, desk, CODEC, cast(Mapper, maps))
+    calls = MovedCalls(CollectorRegistry())
+    worker = AgentWorker(role, agent, desk, CODEC, calls, cast(Mapper, maps))
     task = Task(
         task_id="t",
         job_id="j",

@@ -15,7 +15,7 @@ step 4, or a load in step 2 that finds another M, means that the partition, or R
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,10 @@ from codeconvoy.workers.engine.state import LIVE, StateStore, Write
 from codeconvoy.workers.tracing import OFF, Tracing, carried, context_in
 
 S = TypeVar("S")
+
+Stored = Callable[[Mapping[str, tuple[S | None, S]]], Awaitable[None]]
+"""Told of states by key, before and after, once the latter are in the store. Must not raise: there is
+no way back. Never told of what is folded in silence, nor when the process dies in between."""
 
 _DUE = "!due:"
 logger = logging.getLogger(__name__)
@@ -152,6 +156,7 @@ class FoldEngine(Generic[S]):
         limits: FoldLimits | None = None,
         nonce: str = "",
         tracing: Tracing = OFF,
+        stored: Stored[S] | None = None,
     ) -> None:
         """`nonce` is what no other engine has, drawn at random where it is empty."""
         self._what = consumer
@@ -161,6 +166,7 @@ class FoldEngine(Generic[S]):
         self._now, self._metrics, self._health = now, metrics, health
         self._tracing = tracing
         self._limits = limits or FoldLimits()
+        self._stored = stored
         self._owner = f"{instance}/{nonce or uuid.uuid4().hex[:12]}"
         self._partitions: dict[int, _Partition] = {}
         self._states = Kept[S](self._limits.states, self._limits.state_bytes, consumer.weigh)
@@ -391,6 +397,7 @@ class FoldEngine(Generic[S]):
                 writes[number] = Write(number, partition.position, batch.position, changes)
         if writes:
             await self._store.commit(self._owner, list(writes.values()))
+        news = self._news(batches)
         for number, batch in batches.items():
             partition = self._partitions[number]
             partition.position = batch.position
@@ -406,6 +413,19 @@ class FoldEngine(Generic[S]):
             self._metrics.duplicates.inc(batch.duplicates)
             self._metrics.batch.observe(batch.records)
         self._states.shrink()
+        if self._stored is not None and news:
+            await self._stored(news)
+
+    def _news(self, batches: Mapping[int, _Batch[S]]) -> Mapping[str, tuple[S | None, S]]:
+        """The states that `_stored` is told of: none that are just caught up with."""
+        if self._stored is None:
+            return {}
+        live = [
+            batch
+            for number, batch in batches.items()
+            if self._partitions[number].position >= self._partitions[number].live_from
+        ]
+        return {key: (batch.before[key], state) for batch in live for key, state in batch.states.items()}
 
     def _changes(self, partition: _Partition, batch: _Batch[S]) -> Mapping[str, bytes | None]:
         """The fields that a batch changes."""

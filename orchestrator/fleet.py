@@ -48,7 +48,6 @@ from codeconvoy.workers.llm.chain import Chain
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.llm.recorded import TTL_SECONDS
-from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.mapper import Mapper, RedisMaps
 from codeconvoy.workers.moves import Hints, RedisMoves
 from codeconvoy.workers.projection import StoredProjection
@@ -165,9 +164,8 @@ def make_process(fleet: Fleet, kind: str, role: str, instance: str, registry: Co
         "detector": lambda: (Detector(codec, topics, fleet.tracing),),
     }
     if kind == "worker":
-        moved, hints = MovedCalls(registry), Hints()
-        metrics = ModelMetrics(registry)
-        chain = Chain(fleet.redis, fleet.redis_prefix, metrics, moved, time.monotonic, fleet.tracing)
+        metrics, hints = ModelMetrics(registry), Hints()
+        chain = Chain(fleet.redis, fleet.redis_prefix, metrics, time.monotonic, fleet.tracing)
         pool = _pool(fleet, role, instance, families, health, chain, hints)
         listen: Engine = partial(_beside, partial(fleet.moves().listen, hints))
         engines = [pool, chain.watch] if role in SERVICE_ROLES else [pool, chain.watch, listen]
@@ -231,7 +229,7 @@ def _pool(
             switched=chain.switched,
             measure=chain.metrics.saw,
         )
-        return AgentWorker(declared, agent, desk, fleet.codec, chain.moved, _mapper(fleet, declared))
+        return AgentWorker(declared, agent, desk, fleet.codec, chain.metrics.moved, _mapper(fleet, declared))
 
     group = fleet.topics.group(f"worker.{role}")
 

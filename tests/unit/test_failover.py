@@ -26,7 +26,6 @@ from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Call, CallFailed, Failure, ModelUnavailable, Reply, Stop, reply_of
 from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
 from codeconvoy.workers.llm.retry import ATTEMPTS, RetryingProvider
-from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.roles.role import Answer, Context, Edits, Role, RoleKind
 from tests import contexts
 from tests.unit.test_model_agent import BAD, FILLED, GOOD, MERGED, OUTSIDE, WANTED
@@ -317,7 +316,7 @@ def test_a_program_may_stand_in_for_a_model() -> None:
 
 def test_failovers_are_counted_and_a_key_that_is_wrong_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
-    chain = Chain(Redis(), "p", ModelMetrics(registry), MovedCalls(registry), lambda: 0.0)
+    chain = Chain(Redis(), "p", ModelMetrics(registry), lambda: 0.0)
     with caplog.at_level(logging.WARNING):
         for why in ("key", "key", "server", "quota", "key"):
             chain.switched(Switch("openai:m", "anthropic:n", why, f"no {why}"))

@@ -384,9 +384,8 @@ def test_tokens_that_were_wasted_and_saved_are_counted() -> None:
 
     async def go() -> None:
         registry = CollectorRegistry()
-        calls = MovedCalls(registry)
-        agent = Asking(CountedProvider(Model(), "m", ModelMetrics(registry), calls))
-        place = Place(agent, registry=registry, calls=calls)
+        metrics = ModelMetrics(registry)
+        place = Place(Asking(CountedProvider(Model(), "m", metrics)), registry=registry, calls=metrics.moved)
         asyncio.get_running_loop().call_later(15.0, place.move, A, "x")
         await place.handle(task())
         assert now() == 35.0

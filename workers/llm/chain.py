@@ -35,7 +35,6 @@ from codeconvoy.workers.llm.provider import FINAL, Call, CallFailed, Provider, R
 from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
 from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies, ReplyStore
 from codeconvoy.workers.llm.retry import RetryingProvider
-from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.llm.traced import TracedProvider, WatchedProvider
 from codeconvoy.workers.roles.role import Role
 from codeconvoy.workers.tracing import OFF, Tracing
@@ -55,9 +54,9 @@ logger = logging.getLogger(__name__)
 class CountedProvider:
     """A provider whose requests are counted."""
 
-    def __init__(self, provider: Provider, model: str, metrics: ModelMetrics, moved: MovedCalls) -> None:
+    def __init__(self, provider: Provider, model: str, metrics: ModelMetrics) -> None:
         self.name = provider.name
-        self._provider, self._model, self._metrics, self._moved = provider, model, metrics, moved
+        self._provider, self._model, self._metrics = provider, model, metrics
 
     async def call(self, request: Call) -> Reply:
         """See `Provider`."""
@@ -70,13 +69,13 @@ class CountedProvider:
             outcome = str(failed.failure)
             raise
         except asyncio.CancelledError:
-            self._moved.cancelled(request)
+            self._metrics.moved.cancelled(request)
             raise
         finally:
             self._metrics.seconds.labels(self._model).observe(clock() - began)
             self._metrics.calls.labels(self._model, outcome).inc()
         usage = reply.usage
-        self._moved.finished(request, usage)
+        self._metrics.moved.finished(request, usage)
         counts = {"in": usage.tokens_in, "cached": usage.tokens_cached, "out": usage.tokens_out}
         for kind, count in counts.items():
             self._metrics.tokens.labels(self._model, kind).inc(count)
@@ -94,7 +93,6 @@ class Chain:
     redis: Redis
     prefix: str
     metrics: ModelMetrics
-    moved: MovedCalls
     clock: Callable[[], float]
     tracing: Tracing = OFF
     _is_shared: bool = field(default=True, init=False)
@@ -107,7 +105,7 @@ class Chain:
         server = server_of(role)
         limits, rates = breaker_limits(role), rates_of(role)
         traced = TracedProvider(provider, role.options.get("base_url", ""), self.tracing)
-        counted = CountedProvider(traced, role.model, self.metrics, self.moved)
+        counted = CountedProvider(traced, role.model, self.metrics)
         limited = LimitedProvider(
             counted, server, self._cells("line", LineState), rates, self._waited(role.model)
         )

@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from codeconvoy.workers.engine.metrics import CALL_BUCKETS
 from codeconvoy.workers.llm.prompts import Prompt
+from codeconvoy.workers.llm.spent import MovedCalls
 
 
 class ModelMetrics:
@@ -70,6 +71,7 @@ class ModelMetrics:
             "1 while breakers and rates are the fleet's, 0 while they are this process's own",
             registry=registry,
         )
+        self.moved = MovedCalls(registry)
 
     def saw(self, prompt: Prompt) -> None:
         """Count what did not fit into a prompt."""

@@ -1,5 +1,6 @@
 """Real processes that tell their spans to a collector: one job is one connected trace."""
 
+import sys
 from pathlib import Path
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -12,6 +13,13 @@ from tests.otlp_server import Collector
 KEY = "the-key-of-the-model"
 LINE = "# improved"
 CONTENT = b'"""A module."""\n\n\ndef one():\n    return 1\n'
+TELLING = (
+    "import atexit, sys; from codeconvoy.orchestrator.cli import main\n"
+    "what = ('opentelemetry.sdk.trace', 'opentelemetry.exporter.otlp')\n"
+    "atexit.register(lambda: print('loaded:', *(name for name in what if name in sys.modules)))\n"
+    "main()"
+)
+"""A program that says at its end what it has loaded."""
 ROLES = """
 [roles.one]
 kind = "edit"
@@ -101,3 +109,17 @@ def test_a_fleet_works_on_while_its_collector_is_away(
         assert (job["status"], job["commits"]) == ("succeeded", 1), job
         assert fleet["isort"].terminate() == 0
         assert "spans batch" in fleet["isort"].log()
+
+
+def test_a_process_that_does_not_trace_does_not_load_the_sdk(
+    kafka: str, redis_url: str, prefix: str, tmp_path: Path
+) -> None:
+    program = (sys.executable, "-c", TELLING)
+    for endpoint, loaded in (
+        ("", "loaded:"),
+        ("http://127.0.0.1:9", "loaded: opentelemetry.sdk.trace opentelemetry.exporter.otlp"),
+    ):
+        with Fleet(kafka, redis_url, prefix, tmp_path / "fleet", program=program) as fleet:
+            fleet.start("isort", CONVOY_OTEL_ENDPOINT=endpoint)
+            assert fleet["isort"].terminate() == 0
+            assert loaded in fleet["isort"].log().splitlines()

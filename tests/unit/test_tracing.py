@@ -227,6 +227,8 @@ def test_what_the_spans_of_a_job_say(tmp_path: Path) -> None:
     merges = [attributes(one) for one in spans.named("convoy.resolve")]
     assert {merge["convoy.path"] for merge in merges} == set(FILES)
     assert {merge["convoy.conflict.strategy"] for merge in merges} == {"rework"}
+    above = {parent(task) for task in spans.named("convoy.task")}
+    assert above & {context(merge).span_id for merge in spans.named("convoy.resolve")}, "the reworks"
     [publish] = spans.named("convoy.publish")
     assert attributes(publish)["convoy.publish.files"] == 2
     commits = spans.named("convoy.commit")

@@ -34,6 +34,7 @@ from codeconvoy.schemas.errors import BadInput, BusError, Unavailable
 from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.agent_worker import AgentWorker
+from codeconvoy.workers.budget_log import JobBudgetLog
 from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.detector import Detector
 from codeconvoy.workers.engine.attempts import RedisAttempts
@@ -121,6 +122,11 @@ class Fleet:
         """Where the projector says which files have moved."""
         return RedisMoves(self.redis, self.redis_prefix)
 
+    def chain(self, agent_id: str, metrics: ModelMetrics) -> Chain:
+        """What stands around the model calls of a worker."""
+        log = JobBudgetLog(self.bus, self.codec, self.topics, self.projection(), self.now, agent_id)
+        return Chain(self.redis, self.redis_prefix, metrics, time.monotonic, self.tracing, log)
+
     async def prepare(self) -> None:
         """Create the topics that are missing, and check those that are there.
 
@@ -165,7 +171,7 @@ def make_process(fleet: Fleet, kind: str, role: str, instance: str, registry: Co
     }
     if kind == "worker":
         metrics, hints = ModelMetrics(registry), Hints()
-        chain = Chain(fleet.redis, fleet.redis_prefix, metrics, time.monotonic, fleet.tracing)
+        chain = fleet.chain(f"{role}/{instance}", metrics)
         pool = _pool(fleet, role, instance, families, health, chain, hints)
         listen: Engine = partial(_beside, partial(fleet.moves().listen, hints))
         engines = [pool, chain.watch] if role in SERVICE_ROLES else [pool, chain.watch, listen]

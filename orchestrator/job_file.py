@@ -22,6 +22,7 @@ from codeconvoy.schemas.topics import MAX_TASKS_PER_JOB
 from codeconvoy.workers.git.globs import compile_glob, compile_globs
 from codeconvoy.workers.git.publish import check_branch
 from codeconvoy.workers.git.source import Local, check_ref, locate
+from codeconvoy.workers.llm.prices import unpriced
 from codeconvoy.workers.resolution.strategies import CLAIMS, STRATEGIES, WRITER_WINS
 from codeconvoy.workers.roles.role import Role, RoleKind
 
@@ -112,6 +113,7 @@ def problems(spec: JobSpec, roles: Mapping[str, Role]) -> Iterator[BadInput]:
     yield from _strategies(spec)
     yield from _merge(spec, roles)
     yield from _limits(spec)
+    yield from _prices(spec, roles)
     yield from _test_command(spec.test_command)
 
 
@@ -228,6 +230,23 @@ def _limits(spec: JobSpec) -> Iterator[BadInput]:
     for field, value, least, most in limits:
         if not math.isfinite(value) or not least <= value <= most:
             yield BadInput(field, f"{value} is out of range", f"Use {least} to {most}")
+
+
+def _prices(spec: JobSpec, roles: Mapping[str, Role]) -> Iterator[BadInput]:
+    """A budget in money needs to know what each model of the job costs."""
+    if not spec.budget.usd > 0:
+        return
+    named = dict.fromkeys((*job_roles(spec), *((spec.planner,) if spec.planner else ())))
+    for name in named:
+        if name in roles and (bad := unpriced(roles[name])) is not None:
+            yield bad
+
+
+def job_roles(spec: JobSpec) -> tuple[str, ...]:
+    """The roles that a job's files and pipeline name."""
+    pipeline = spec.pipeline
+    of_tasks = (task.role for task in spec.tasks)
+    return (*of_tasks, *pipeline.generate, *pipeline.review, *pipeline.test)
 
 
 def _test_command(command: str) -> Iterator[BadInput]:

@@ -7,8 +7,10 @@ Nobody decides from it what is true; agents read from it what they work on, and 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
+from codeconvoy.schemas.budget import Ledger
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import ImportedFile, JobStatus
@@ -104,6 +106,14 @@ class Projection(Protocol):
         """What a job asks of a role for a file; empty where the projection has not heard of the job."""
         ...
 
+    async def ledger(self, job_id: str, after: int) -> Ledger:
+        """What a job has spent, read where the projection has passed this offset of the jobs log.
+
+        Raises:
+            Unavailable: the projection is too far behind, or is being rebuilt.
+        """
+        ...
+
     async def jobs(self) -> Sequence[JobState]:
         """All jobs, the latest first."""
         ...
@@ -118,7 +128,8 @@ class StoredProjection:
 
     def __init__(self, files: StateStore, jobs: StateStore, partitions: int) -> None:
         self._files, self._jobs, self._partitions = files, jobs, partitions
-        self._positions = Positions(self._look)
+        self._positions = Positions(partial(self._look, files))
+        self._job_positions = Positions(partial(self._look, jobs))
 
     async def histories(self, workspace: str, paths: Sequence[str]) -> Mapping[str, FileHistory]:
         """See `Projection`."""
@@ -206,9 +217,10 @@ class StoredProjection:
             left = deadline - asyncio.get_running_loop().time()
             await self._positions.passed([MustSee(partition=partition, offset=after)], max(0.0, left))
 
-    async def _look(self, partitions: Sequence[int]) -> Mapping[int, int]:
-        """Where the projection stands; nowhere while it is being rebuilt."""
-        loads = await asyncio.gather(*(self._files.load(number, [LIVE]) for number in partitions))
+    @staticmethod
+    async def _look(store: StateStore, partitions: Sequence[int]) -> Mapping[int, int]:
+        """Where a projection stands; nowhere while it is being rebuilt."""
+        loads = await asyncio.gather(*(store.load(number, [LIVE]) for number in partitions))
         return {
             number: loaded.offset if loaded.fields[0] is not None else 0
             for number, loaded in zip(partitions, loads, strict=True)
@@ -302,6 +314,18 @@ class StoredProjection:
         found = (await self._jobs.load(partition_of(job_id, self._partitions), fields)).fields
         return job_states.goal_in(found, role, path)
 
+    async def ledger(self, job_id: str, after: int) -> Ledger:
+        """See `Projection`."""
+        partition, deadline = partition_of(job_id, self._partitions), _now() + BARRIER_SECONDS
+        while True:
+            loaded = await self._jobs.load(partition, [LIVE, job_states.ledger_field(job_id)])
+            live, ledger = loaded.fields
+            if live is not None and loaded.offset > after:
+                return job_states.ledger_in(ledger)
+            self._job_positions.saw(partition, loaded.offset if live is not None else 0)
+            point = MustSee(partition=partition, offset=after)
+            await self._job_positions.passed([point], max(0.0, deadline - _now()))
+
     async def jobs(self) -> Sequence[JobState]:
         """See `Projection`."""
         found: list[JobState] = []
@@ -320,6 +344,11 @@ class StoredProjection:
                 keys.append(name.removeprefix(file_states.OPEN_CONFLICT))
         histories = [await self._history(key) for key in sorted(set(keys))]
         return [history for history in histories if history.forked]
+
+
+def _now() -> float:
+    """The event loop's time."""
+    return asyncio.get_running_loop().time()
 
 
 def _keep(

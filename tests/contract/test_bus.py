@@ -120,6 +120,54 @@ def test_each_key_keeps_its_order_and_its_partition(world: World) -> None:
     run(test())
 
 
+def test_what_was_appended_is_below_the_end_at_once_and_there_once(world: World) -> None:
+    async def test() -> None:
+        async with bus_with_topic(world) as (bus, topic):
+            appender, reader, at = bus.appender("a"), bus.reader(), TopicPartition(topic, 1)
+            for number in range(40):
+                await appender.append(Outgoing(topic, "k", str(number).encode(), partition=1))
+                assert (await reader.ends([at]))[at] >= number + 1
+            await asyncio.gather(
+                *(appender.append(Outgoing(topic, "k", b"more", {"h": b"1"}, 1)) for _ in range(40))
+            )
+            found = await read_all(reader, at)
+            assert values(found) == [*map(str, range(40)), *["more"] * 40]
+            assert found[-1].headers == {"h": b"1"} and found[-1].key == "k"
+            await appender.close()
+
+    run(test())
+
+
+def test_what_was_appended_does_not_depend_on_transactions_around_it(world: World) -> None:
+    async def test() -> None:
+        async with bus_with_topic(world) as (bus, topic):
+            appender, producer = bus.appender("a"), await bus.producer(world.name("p"))
+            for _ in range(3):
+                await producer.transaction([Outgoing(topic, "k", b"with", partition=0)])
+                await appender.append(Outgoing(topic, "k", b"alone", partition=0))
+            assert values(await read_all(bus.reader(), TopicPartition(topic, 0))) == ["with", "alone"] * 3
+            await appender.append(Outgoing(topic, "21", b"by key"))
+            at = TopicPartition(topic, partition_of("21", PARTITIONS))
+            assert values(await read_all(bus.reader(), at))[-1] == "by key"
+
+    run(test())
+
+
+def test_what_can_not_be_appended_is_refused(world: World) -> None:
+    async def test() -> None:
+        async with bus_with_topic(world, **{"max.message.bytes": "2000"}) as (bus, topic):
+            appender = bus.appender("a")
+            with pytest.raises(TooLarge):
+                await appender.append(Outgoing(topic, "k", bytes(MAX_RECORD_BYTES + 1)))
+            with pytest.raises(BusError):
+                await appender.append(Outgoing(topic, "k", random.Random(1).randbytes(5_000)))
+            await appender.append(Outgoing(topic, "k", b"the next one"))
+            at = TopicPartition(topic, partition_of("k", PARTITIONS))
+            assert values(await read_all(bus.reader(), at)) == ["the next one"]
+
+    run(test())
+
+
 def test_headers_key_and_value_come_back_as_they_were(world: World) -> None:
     async def test() -> None:
         async with bus_with_topic(world) as (bus, topic):

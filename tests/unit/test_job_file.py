@@ -217,3 +217,19 @@ def test_the_workspace_follows_from_repository_and_ref() -> None:
 def test_a_job_id_is_stable() -> None:
     assert job_id_for(SPEC, "n") == job_id_for(parse(GOOD), "n")
     assert len({job_id_for(SPEC, "n"), job_id_for(SPEC, "m"), job_id_for(changed(goal="x"), "n")}) == 3
+
+
+def test_a_budget_in_money_needs_the_price_of_every_model() -> None:
+    model = Role("generator", RoleKind.EDIT, "", "openai", model="our-model")
+    roles = {**ROLES, "generator": model}
+    for spec, refused in (
+        (changed(budget=Budget(usd=5.0)), True),
+        (changed(budget=Budget(tokens=1_000)), False),
+        (changed(), False),
+    ):
+        assert [bad.field for bad in problems(spec, roles)] == ["budget.usd"] * refused
+    with pytest.raises(BadInput, match=r"'generator' .*'our-model'.* price_in and price_out"):
+        check(changed(budget=Budget(usd=5.0)), roles)
+    priced = replace(model, options={"price_in": "1", "price_out": "2"})
+    check(changed(budget=Budget(usd=5.0)), {**ROLES, "generator": priced})
+    check(changed(budget=Budget(usd=5.0)), ROLES)

@@ -158,6 +158,25 @@ class Producer(Protocol):
         ...
 
 
+class Appender(Protocol):
+    """Writes single records outside of any transaction: what must be on the log before something is done
+    that no transaction can take back."""
+
+    async def append(self, output: Outgoing) -> None:
+        """Write a record. When this returns it is on the log, for every reader; it is there once.
+
+        Raises:
+            Unavailable: it was not acknowledged in time, and may or may not be on the log.
+            BusError: the broker refused it.
+            TooLarge: it is over the cap (checked before anything is sent).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give up the appender."""
+        ...
+
+
 class Reader(Protocol):
     """Reads partitions without a group: audits, time travel, watches."""
 
@@ -202,6 +221,10 @@ class Bus(Protocol):
         Raises:
             Unavailable: the broker can't be reached.
         """
+        ...
+
+    def appender(self, client_id: str) -> Appender:
+        """Writes records one by one, without a transaction."""
         ...
 
     def reader(self) -> Reader:

@@ -14,9 +14,11 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from codeconvoy.workers.engine.bus import RebalanceListener
+from codeconvoy.workers.engine.kafka_appender import KafkaAppender
 from codeconvoy.workers.engine.kafka_client import (
     Complaints,
     admin_settings,
+    appender_settings,
     consumer_settings,
     producer_settings,
 )
@@ -28,6 +30,8 @@ _METADATA_SECONDS = 5.0
 _CREATE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 
+Client = KafkaConsumer | KafkaProducer | KafkaAppender | KafkaReader
+
 
 class KafkaBus:
     """Makes the clients of one broker.
@@ -38,7 +42,7 @@ class KafkaBus:
 
     def __init__(self, settings: Mapping[str, str], *, embedded: bool = False) -> None:
         self._settings, self._embedded = dict(settings), embedded
-        self._clients: list[KafkaConsumer | KafkaProducer | KafkaReader] = []
+        self._clients: list[Client] = []
         self._admin: AdminClient | None = None
         self._complaints = Complaints()
 
@@ -58,13 +62,19 @@ class KafkaBus:
         await producer.start()
         return producer
 
+    def appender(self, client_id: str) -> KafkaAppender:
+        """See `Bus.appender`."""
+        appender = KafkaAppender(appender_settings(self._settings, client_id))
+        self._keep(appender)
+        return appender
+
     def reader(self) -> KafkaReader:
         """See `Bus.reader`."""
         reader = KafkaReader(self._settings)
         self._keep(reader)
         return reader
 
-    def _keep(self, client: KafkaConsumer | KafkaProducer | KafkaReader) -> None:
+    def _keep(self, client: Client) -> None:
         """Know a client until it is closed: a closed one that is held keeps thread-local storage, of
         which a process has about a thousand."""
         self._clients = [known for known in self._clients if not known.is_closed]

@@ -94,6 +94,20 @@ def producer_settings(given: Mapping[str, str], transactional_id: str) -> Settin
     }
 
 
+def appender_settings(given: Mapping[str, str], client_id: str) -> Settings:
+    """Settings of a producer without transactions. A record is acknowledged soon, or not at all."""
+    return {
+        **_ALL,
+        **_PRODUCER,
+        "linger.ms": 0,
+        "delivery.timeout.ms": 10_000,
+        **_without_consumer_options(given),
+        **_PRODUCER_RULES,
+        "acks": "all",
+        "client.id": client_id,
+    }
+
+
 def admin_settings(given: Mapping[str, str]) -> Settings:
     """Settings of an admin client."""
     return {**_ALL, "retry.backoff.ms": 100, **_without_consumer_options(given)}

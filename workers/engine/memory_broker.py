@@ -228,19 +228,39 @@ class MemoryBroker:
         Raises:
             Aborted: the topic or partition does not exist, or its limit is exceeded.
         """
+        at = self._place(output)
+        if at is None:
+            self.end(transaction, Outcome.ABORTED, now)
+            raise Aborted(_refusal(output))
+        log = self.logs[at]
+        if at not in transaction.partitions:
+            transaction.partitions.append(at)
+            log.first_of_open[len(log.entries)] = transaction
+        self._add_record(at, output, transaction, now)
+
+    def append_alone(self, producer: str, output: Outgoing, now: float) -> None:
+        """Append a record outside of any transaction: as one that is committed, without a marker.
+
+        Raises:
+            BusError: the topic or partition does not exist, or its limit is exceeded.
+        """
+        at = self._place(output)
+        if at is None:
+            raise BusError(_refusal(output))
+        self._add_record(at, output, Transaction(producer, Outcome.COMMITTED), now)
+
+    def _place(self, output: Outgoing) -> TopicPartition | None:
+        """Where a record goes; None where it is not taken."""
         count = self.topics.get(output.topic, 0)
         number = output.partition
         if number is None and count:
             number = (murmur2(key_bytes(output.key)) & 0x7FFFFFFF) % count
         at = TopicPartition(output.topic, -1 if number is None else number)
-        if at not in self.logs or len(output.value) > self._limits[output.topic]:
-            self.end(transaction, Outcome.ABORTED, now)
-            raise Aborted(f"{at} does not take {output.key!r} of {len(output.value)} bytes")
-        log = self.logs[at]
-        if at not in transaction.partitions:
-            transaction.partitions.append(at)
-            log.first_of_open[len(log.entries)] = transaction
-        headers, stamp = dict(output.headers), int(now * 1_000)
+        taken = at in self.logs and len(output.value) <= self._limits[output.topic]
+        return at if taken else None
+
+    def _add_record(self, at: TopicPartition, output: Outgoing, transaction: Transaction, now: float) -> None:
+        log, headers, stamp = self.logs[at], dict(output.headers), int(now * 1_000)
         record = Record(
             output.topic, at.partition, len(log.entries), output.key, output.value, headers, stamp
         )
@@ -320,3 +340,7 @@ class MemoryBroker:
         delayed = now + self.random.random() * self.max_delay
         before = log.entries[-1].visible_at if log.entries else 0.0
         log.entries.append(Entry(record, transaction, max(delayed, before)))
+
+
+def _refusal(output: Outgoing) -> str:
+    return f"{output.topic} does not take {output.key!r} of {len(output.value)} bytes"

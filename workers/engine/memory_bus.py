@@ -120,6 +120,26 @@ class MemoryProducer:
             raise Aborted("the broker was told to abort some transactions")
 
 
+class MemoryAppender:
+    """Writes records one by one."""
+
+    def __init__(self, process: Process, client_id: str) -> None:
+        self._process, self._client_id = process, client_id
+
+    async def append(self, output: Outgoing) -> None:
+        """See `Appender.append`."""
+        check_limits([output], None)
+        await self._process.yield_point("appender.append")
+        self._process.broker.append_alone(self._client_id, output, now())
+        self._process.wakers.wake()
+        # Who dies here has written and does not know it.
+        await self._process.yield_point("appender.appended")
+
+    async def close(self) -> None:
+        """See `Appender.close`."""
+        await self._process.yield_point("appender.close")
+
+
 class MemoryReader:
     """Reads partitions without a group."""
 
@@ -193,6 +213,10 @@ class MemoryBus:
         self._producers.append(producer)
         self._process.wakers.wake()
         return producer
+
+    def appender(self, client_id: str) -> MemoryAppender:
+        """See `Bus.appender`."""
+        return MemoryAppender(self._process, client_id)
 
     def reader(self) -> MemoryReader:
         """See `Bus.reader`."""

@@ -226,7 +226,7 @@ class ModelAgent:
             seed=None if seed == "none" else int(seed),
             json_schema=prompt.json_schema,
             deadline_seconds=max(seconds, 0.001),
-            origin=Origin(task.workspace, task.job_id, task.task_id, task.round),
+            origin=Origin(task.workspace, task.job_id, task.task_id, task.round, task.budget),
         )
 
     def _judged(self, context: Context, reply: Reply) -> tuple[Answer | None, tuple[Mismatch, ...]]:

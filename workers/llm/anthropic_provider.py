@@ -7,7 +7,7 @@ without the API's last event is a cut one, never a reply.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -153,4 +153,5 @@ class _Message:
         if isinstance(into, int) and isinstance(cached, int) and isinstance(made, int):
             counted = into + cached + made, cached, out
         stop = _STOPS.get(self.stop_reason or "", Stop.FINISHED)
-        return reply_of("anthropic", request, "".join(self.said), stop, counted, request_id)
+        reply = reply_of("anthropic", request, "".join(self.said), stop, counted, request_id)
+        return replace(reply, tokens_written=made if isinstance(made, int) else 0)

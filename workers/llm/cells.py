@@ -32,6 +32,21 @@ if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
+_RUN = """
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+"""
+_READ_OF_RUN = f"""{_RUN}
+local time = redis.call('TIME')
+local raw = redis.call('GET', KEYS[1])
+if raw and string.sub(raw, 1, #run) ~= run then
+    redis.call('DEL', KEYS[1])
+    raw = false
+end
+return {{raw, time[1], time[2], run}}
+"""
+_SET_IN_RUN = f"""{_RUN}
+if string.sub(ARGV[2], 1, #run) ~= run then return 0 end
+{_SET}"""
 
 
 class Cells(Protocol[S]):
@@ -71,11 +86,12 @@ class LocalCells(Generic[S]):
 class RedisCells(Generic[S]):
     """Cells of a fleet. The time is Redis' own: the processes' clocks need not agree."""
 
+    _scripts = (_READ, _SET)
+
     def __init__(self, redis: Redis, prefix: str, kind: type[S], keep_seconds: int) -> None:
         """A cell that nobody changes for `keep_seconds` is forgotten."""
-        self._redis, self._prefix, self._kind, self._keep = redis, prefix, kind, keep_seconds
-        self._read = redis.register_script(_READ)
-        self._set = redis.register_script(_SET)
+        self._prefix, self._kind, self._keep = prefix, kind, keep_seconds
+        self._read, self._set = map(redis.register_script, self._scripts)
         self._turns: dict[str, asyncio.Lock] = {}
         """Whoever was too slow waits for its turn among those of this process: they would only go on making
         each other too slow."""
@@ -97,25 +113,34 @@ class RedisCells(Generic[S]):
     async def _try(self, key: str, change: "Change[S, R]") -> tuple[bool, R]:
         """False: somebody else was faster."""
         with reached():
-            raw, seconds, micros = await self._read(keys=[key])
-        before = self._decoded(raw)
+            raw, seconds, micros, *run = await self._read(keys=[key])
+        before = self._decoded(raw, *run)
         after, answer = change(before, int(seconds) + int(micros) / 1e6)
         if after == before:
             return True, answer
-        args: list[Any] = [raw or b"", msgspec.msgpack.encode(after), self._keep]
+        args: list[Any] = [raw or b"", b"".join((*run, msgspec.msgpack.encode(after))), self._keep]
         with reached():
             return bool(await self._set(keys=[key], args=args)), answer
 
     async def look(self, name: str) -> S | None:
         """See `Cells`."""
         with reached():
-            return self._decoded(await self._redis.get(self._key(name)))
+            raw, _, _, *run = await self._read(keys=[self._key(name)])
+        return self._decoded(raw, *run)
 
-    def _decoded(self, raw: Any) -> S | None:
-        return msgspec.msgpack.decode(raw, type=self._kind) if raw else None
+    def _decoded(self, raw: bytes | None, run: bytes = b"") -> S | None:
+        return msgspec.msgpack.decode(raw[len(run) :], type=self._kind) if raw else None
 
     def _key(self, name: str) -> str:
         return f"{{{self._prefix}:{name}}}"
+
+
+class RunCells(RedisCells[S]):
+    """Cells that live no longer than the run of the server that holds them. One that was started again,
+    or a replica that has taken over, may hold an older value than the one that was decided from: that
+    counts as none."""
+
+    _scripts = (_READ_OF_RUN, _SET_IN_RUN)
 
 
 class FallbackCells(Generic[S]):

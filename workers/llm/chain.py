@@ -1,10 +1,12 @@
 """Reads a role, writes nothing itself: what stands around every model call, outside in.
 
     recorded replies and single flight
-      retries within one deadline, and in each attempt:
-        circuit breaker → place in line → the call, counted
+      the job's budget: the worst case is held, and settled afterwards
+        retries within one deadline, and in each attempt:
+          circuit breaker → place in line → the request, metered and counted
 
-Breaker and line are the fleet's, in Redis; while that is away, each process has its own.
+Breaker, line and budgets are the fleet's, in Redis. While that is away each process has a breaker and a
+line of its own, and calls that a budget pays for wait.
 """
 
 import asyncio
@@ -27,10 +29,13 @@ from codeconvoy.workers.llm.breaker import (
     Circuit,
     circuit,
 )
-from codeconvoy.workers.llm.cells import Cells, FallbackCells, LocalCells, RedisCells
+from codeconvoy.workers.llm.budget import NO_LOG, BudgetedProvider, BudgetLog, Budgets, MeteredProvider
+from codeconvoy.workers.llm.budget_state import BudgetState
+from codeconvoy.workers.llm.cells import Cells, FallbackCells, LocalCells, RedisCells, RunCells
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.failover import Switch
 from codeconvoy.workers.llm.metrics import ModelMetrics
+from codeconvoy.workers.llm.prices import price_of
 from codeconvoy.workers.llm.provider import FINAL, Call, CallFailed, Provider, Reply, server_of
 from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
 from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies, ReplyStore
@@ -41,6 +46,9 @@ from codeconvoy.workers.tracing import OFF, Tracing
 
 KEEP_SECONDS = 3_600
 """How long a breaker or a line that nobody uses is remembered."""
+
+KEEP_BUDGET_SECONDS = 86_400
+"""Likewise a budget, which is then read from the log again."""
 
 WATCH_SECONDS = 5.0
 """Between two looks at the breakers."""
@@ -95,6 +103,7 @@ class Chain:
     metrics: ModelMetrics
     clock: Callable[[], float]
     tracing: Tracing = OFF
+    budget_log: BudgetLog = NO_LOG
     _is_shared: bool = field(default=True, init=False)
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     """Failures that only somebody who sets things up can end, by provider: said once."""
@@ -104,17 +113,19 @@ class Chain:
         """The provider of a role, with all that belongs around it."""
         server = server_of(role)
         limits, rates = breaker_limits(role), rates_of(role)
+        price = price_of(role)
         traced = TracedProvider(provider, role.options.get("base_url", ""), self.tracing)
         counted = CountedProvider(traced, role.model, self.metrics)
+        metered = MeteredProvider(counted, role.model, price, self.metrics, self.clock)
         limited = LimitedProvider(
-            counted, server, self._cells("line", LineState), rates, self._waited(role.model)
+            metered, server, self._cells("line", LineState), rates, self._waited(role.model)
         )
         breakers = self._cells("breaker", BreakerState)
         self._breakers[server] = breakers, limits
         breaking = BreakingProvider(limited, server, breakers, limits)
         watched = WatchedProvider(breaking, self.tracing)
-        retrying = RetryingProvider(watched)
-        return RecordedProvider(retrying, server, self._replies(role), self.metrics, self.tracing)
+        paid = BudgetedProvider(RetryingProvider(watched), price, self._budgets())
+        return RecordedProvider(paid, server, self._replies(role), self.metrics, self.tracing)
 
     def count(self, problem: Problem) -> None:
         """Count a flaw of an answer."""
@@ -158,6 +169,11 @@ class Chain:
         """Where the replies to a role are kept."""
         ttl = int(role.options.get("reply_ttl_seconds", TTL_SECONDS))
         return RedisReplies(self.redis, self.prefix, ttl)
+
+    def _budgets(self) -> Budgets:
+        """Never the process's own: what one does not know another one may have spent."""
+        cells = RunCells(self.redis, f"{self.prefix}:budget", BudgetState, KEEP_BUDGET_SECONDS)
+        return Budgets(cells, self.budget_log, self.metrics)
 
     def _cells(self, what: str, kind: type[S]) -> Cells[S]:
         shared = shared_cells(self.redis, self.prefix, what, kind)

@@ -20,6 +20,8 @@ from codeconvoy.workers.llm.provider import CallFailed, Failure
 CONNECT_SECONDS = 10.0
 DRAIN_SECONDS = 0.1
 MAX_REASON_CHARS = 300
+NEVER_SENT = frozenset(("ConnectError", "ConnectTimeout"))
+"""Causes of a failed connection, by the HTTP client's names: there was none to send a request over."""
 
 _BY_STATUS = {
     401: Failure.KEY,
@@ -75,7 +77,8 @@ def failure_of(provider: str, sdk: ModuleType, error: Exception, key: str) -> Ca
         )
     if isinstance(error, sdk.APIConnectionError | httpx2.HTTPError):
         cause = type(error.__cause__ or error).__name__
-        return CallFailed(Failure.CONNECTION, f"{provider}: the connection failed or was cut ({cause})")
+        reason = f"{provider}: the connection failed or was cut ({cause})"
+        return CallFailed(Failure.CONNECTION, reason, is_sent=cause not in NEVER_SENT)
     if isinstance(error, sdk.APIError) and error.body is not None:
         return said_failure(provider, error.body, key)
     return CallFailed(Failure.GARBLED, f"{provider}: not a reply of its API ({type(error).__name__})")

@@ -66,6 +66,21 @@ class ModelMetrics:
             ["provider", "state"],
             registry=registry,
         )
+        self.spent = Counter(
+            "convoy_model_spent_usd",
+            "Dollars by model: what servers told (told), and the most that a request can have cost of which "
+            "nobody knows (assumed)",
+            [*model, "how"],
+            registry=registry,
+        )
+        self.budget = Counter(
+            "convoy_budget",
+            "Calls that waited for others of their job (waited), that a budget had nothing left for "
+            "(refused), or that count in full (unsettled); budgets read from the log for a job's first "
+            "call (opened) and after they were lost (rebuilt)",
+            ["what"],
+            registry=registry,
+        )
         self.shared = Gauge(
             "convoy_shared_limits",
             "1 while breakers and rates are the fleet's, 0 while they are this process's own",

@@ -6,15 +6,17 @@ A provider makes one call: no retry, no cache, no budget. Those are providers to
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
+from codeconvoy.schemas.budget import Amounts
 from codeconvoy.schemas.errors import AgentError, Unavailable
 from codeconvoy.schemas.events import Usage
+from codeconvoy.schemas.job_spec import Budget
 from codeconvoy.workers.llm import tokens
 from codeconvoy.workers.roles.role import Role
 
@@ -44,6 +46,23 @@ class Origin:
     job_id: str
     task_id: str
     round: int
+    budget: Budget = field(default_factory=Budget)
+
+
+class Meter(Protocol):
+    """Counts what the requests of one call cost."""
+
+    async def begin(self) -> None:
+        """A request is about to be sent.
+
+        Raises:
+            Unavailable: it must not be.
+        """
+        ...
+
+    def count(self, spent: Amounts) -> None:
+        """A request has cost so much."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,8 @@ class Call:
     deadline_seconds: float = 120.0
     """For the whole call, not for one read."""
     origin: Origin | None = None
+    meter: Meter | None = None
+    """Set inside of the chain, where the call is paid for by a budget."""
 
 
 class Stop(StrEnum):
@@ -87,6 +108,8 @@ class Reply:
     request_id: str = ""
     usage_estimated: bool = False
     """The server told no usage: `usage` is a guess on the high side."""
+    tokens_written: int = 0
+    """Of `tokens_in`, what the server put into its cache, at a price of its own."""
 
 
 class Failure(StrEnum):
@@ -123,6 +146,7 @@ class CallFailed(AgentError):
         status: int = 0,
         code: str = "",
         retry_after: float | None = None,
+        is_sent: bool = True,
     ) -> None:
         super().__init__(reason, retryable=failure not in FINAL)
         self.failure = failure
@@ -132,6 +156,8 @@ class CallFailed(AgentError):
         """The server's own word for the error, where it has one."""
         self.retry_after = retry_after
         """Seconds that the server asked to wait; None where it did not say."""
+        self.is_sent = is_sent
+        """False where it is certain that no byte of the request reached the server."""
 
 
 class ModelUnavailable(Unavailable):
@@ -188,7 +214,7 @@ def server_of(role: Role) -> str:
 
 def fingerprint(provider: str, request: Call) -> str:
     """Hex SHA-256 over provider, model, messages and parameters: equal for equal prompts."""
-    said = (provider, replace(request, deadline_seconds=0.0, origin=None))
+    said = (provider, replace(request, deadline_seconds=0.0, origin=None, meter=None))
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 

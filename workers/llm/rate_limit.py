@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.llm.cells import Cells
 from codeconvoy.workers.llm.provider import (
     Call,
@@ -146,6 +147,7 @@ class LimitedProvider:
 
         Raises:
             LineTooLong: no call was made.
+            Unavailable: nor was one, and the place in line is given back.
             CallFailed: the call failed.
         """
         reserved = estimate(request)
@@ -162,6 +164,11 @@ class LimitedProvider:
         rest = replace(request, deadline_seconds=request.deadline_seconds - wait)
         try:
             reply = await self._provider.call(rest)
+        except Unavailable:
+            await self._cells.change(
+                self._cell, lambda state, now: (left_line(state, self._rates, reserved), None)
+            )
+            raise
         except CallFailed as failed:
             limited, pause = failed.failure is Failure.RATE_LIMITED, failed.retry_after
             await self._cells.change(

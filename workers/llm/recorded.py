@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Protocol, cast
 
 import msgspec
@@ -100,6 +101,11 @@ class RedisReplies:
         return f"{self._key(prompt)}:hold"
 
 
+def _for_nothing(kept: Reply) -> Reply:
+    """A reply that was paid for when it was made."""
+    return replace(kept, usage=msgspec.structs.replace(kept.usage, cost_usd=0.0))
+
+
 class RecordedProvider:
     """A provider that asks nothing twice."""
 
@@ -125,7 +131,7 @@ class RecordedProvider:
             self._count("away")
             return await self._provider.call(request)
         if isinstance(kept, Reply):
-            return kept
+            return _for_nothing(kept)
         self._count("miss")
         async with self._held(prompt, kept):
             reply = await self._provider.call(request)

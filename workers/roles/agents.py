@@ -18,6 +18,7 @@ from codeconvoy.workers.llm.agent import ModelAgent, uncounted, unmeasured
 from codeconvoy.workers.llm.command import CommandAgent
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.failover import Choice, FailoverAgent, Switch, unsaid
+from codeconvoy.workers.llm.prices import check_prices
 from codeconvoy.workers.llm.prompts import Prompt
 from codeconvoy.workers.llm.provider import IDLE_SECONDS, Credentials, Knowing, Provider, server_of
 from codeconvoy.workers.roles.codemod.agents import make_agent as codemod_agent
@@ -161,6 +162,9 @@ _MODEL_OPTIONS: Mapping[str, tuple[str, str]] = {
     "map_tokens": (r"0|[1-9]\d{0,5}", "Give a whole number, or 0 for no map"),
     "max_output_tokens": _COUNT,
     "max_prompt_chars": _COUNT,
+    "price_in": _NUMBER,
+    "price_cached": _NUMBER,
+    "price_out": _NUMBER,
     "reply_ttl_seconds": _COUNT,
     "requests_per_minute": _NUMBER,
     "stream": _FLAG,
@@ -231,6 +235,7 @@ def _idle_seconds(role: Role) -> float:
 def _key(role: Role, credentials: Credentials, known: Mapping[str, tuple[str, str]]) -> str:
     """The key of a model's role, once its options and model are there. A `base_url` may need none."""
     _check_options(role, known)
+    check_prices(role)
     if not role.model:
         remedy = f"Set model under [roles.{role.name}] or [defaults] in the roles file"
         raise BadInput(f"roles.{role.name}.model", f"the provider {role.provider!r} needs a model", remedy)

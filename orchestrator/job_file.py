@@ -205,8 +205,7 @@ def _strategies(spec: JobSpec) -> Iterator[BadInput]:
 
 def _merge(spec: JobSpec, roles: Mapping[str, Role]) -> Iterator[BadInput]:
     """Who merges is there, and somebody does its work: a merger that ships has no provider yet."""
-    lists = (spec.strategies, *(override.strategies for override in spec.overrides))
-    if not any(Strategy.SEMANTIC in strategies for strategies in lists):
+    if not _merges(spec):
         return
     name = spec.pipeline.merge
     yield from _role(name, "pipeline.merge", RoleKind.MERGE, roles)
@@ -236,17 +235,26 @@ def _prices(spec: JobSpec, roles: Mapping[str, Role]) -> Iterator[BadInput]:
     """A budget in money needs to know what each model of the job costs."""
     if not spec.budget.usd > 0:
         return
-    named = dict.fromkeys((*job_roles(spec), *((spec.planner,) if spec.planner else ())))
-    for name in named:
+    for name in dict.fromkeys(_asked(spec)):
         if name in roles and (bad := unpriced(roles[name])) is not None:
             yield bad
 
 
-def job_roles(spec: JobSpec) -> tuple[str, ...]:
-    """The roles that a job's files and pipeline name."""
+def _asked(spec: JobSpec) -> Iterator[str]:
+    """The roles that a job may ask."""
     pipeline = spec.pipeline
-    of_tasks = (task.role for task in spec.tasks)
-    return (*of_tasks, *pipeline.generate, *pipeline.review, *pipeline.test)
+    yield from (task.role for task in spec.tasks)
+    yield from (*pipeline.generate, *pipeline.review, *pipeline.test)
+    if spec.planner:
+        yield spec.planner
+    if _merges(spec):
+        yield pipeline.merge
+
+
+def _merges(spec: JobSpec) -> bool:
+    """True where a merger may be asked."""
+    lists = (spec.strategies, *(override.strategies for override in spec.overrides))
+    return any(Strategy.SEMANTIC in strategies for strategies in lists)
 
 
 def _test_command(command: str) -> Iterator[BadInput]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from codeconvoy.orchestrator.cli.common import plain
+from codeconvoy.schemas.budget import has_cap, of_budget
 from codeconvoy.schemas.job_facts import JobStatus, Tested
 from codeconvoy.schemas.job_state import JobState, Stage, TaskState, TaskStatus
 from codeconvoy.schemas.tasks import EditWork, TestWork
@@ -42,6 +43,24 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def spent(job: JobState) -> dict[str, float] | None:
+    """What a job's model calls have cost, in the units of its budget, and how many there were; None for a
+    job without one: nobody counts. Calls of which nobody knows count in full."""
+    if job.spec is None or not has_cap(job.spec.budget):
+        return None
+    total = job.ledger.total
+    return {"usd": total.usd, "tokens": total.tokens, "seconds": total.ms / 1000, "calls": job.ledger.calls}
+
+
+def budget_line(job: JobState) -> str:
+    """What is spent of a job's budget, with what calls in flight may cost; empty where it has none."""
+    if job.spec is None or not has_cap(job.spec.budget):
+        return ""
+    held = len(job.ledger.open)
+    in_flight = f", {held} calls in flight counted in full" if held else ""
+    return f"{of_budget(job.ledger.total, job.spec.budget)}{in_flight}"
 
 
 def unit_counts(job: JobState) -> dict[str, int]:
@@ -79,6 +98,8 @@ def as_json(job: JobState, now: int) -> dict[str, Any]:
         "skipped": job.imported.skipped if job.imported else (),
         "conflicts": {path: conflict.strategy for path, conflict in job.conflicts.items()},
         "edits": edits(job),
+        "budget": job.spec.budget if job.spec else None,
+        "spent": spent(job),
         "tally": job.tally,
         "branch": published.branch if published else "",
         "commit": published.commit if published else "",
@@ -135,9 +156,10 @@ def status_line(job: JobState, now: int) -> str:
     """Where a job stands, on one line."""
     ended = sum(unit.stage.ended for unit in job.units.values())
     conflicts = f", {len(job.conflicts)} conflicts open" if job.conflicts else ""
+    paid = f", {line}" if (line := budget_line(job)) else ""
     return (
         f"{job.status} {duration(elapsed_seconds(job, now))}: {ended}/{len(job.units)} units, "
-        f"{edits(job)} edits, {job.tally.forks} forks{conflicts}"
+        f"{edits(job)} edits, {job.tally.forks} forks{conflicts}{paid}"
     )
 
 
@@ -191,6 +213,8 @@ def summary(job: JobState, now: int) -> Iterator[tuple[str, str]]:
             f"{len(job.imported.skipped)} files, such as {plain(first.path)}: {plain(first.reason)}",
         )
     yield "elapsed", duration(elapsed_seconds(job, now))
+    if line := budget_line(job):
+        yield "spent", f"{line}, in {job.ledger.calls} calls"
     if job.published is not None and job.spec is not None:
         yield "branch", f"{job.published.branch}, {job.published.commits} commits"
         where = "" if "://" in job.spec.repository else f"-C {shlex.quote(job.spec.repository)} "

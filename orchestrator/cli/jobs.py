@@ -121,7 +121,7 @@ def jobs(output: OutputOption = Output.TEXT) -> None:
             print_json([job_view.as_json(job, now_ms()) for job in found])
             return
         table = Table(box=None, header_style="bold")
-        for column in ("job", "status", "elapsed", "edits", "forks", "goal"):
+        for column in ("job", "status", "elapsed", "edits", "forks", "spent", "goal"):
             table.add_column(column, no_wrap=True)
         for job in found:
             goal = plain(job.spec.goal).partition("\n")[0] if job.spec else ""
@@ -131,6 +131,7 @@ def jobs(output: OutputOption = Output.TEXT) -> None:
                 job_view.duration(job_view.elapsed_seconds(job, now_ms())),
                 str(job_view.edits(job)),
                 str(job.tally.forks),
+                job_view.budget_line(job) or "–",
                 goal,
             )
         stdout().print(table)

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from codeconvoy.orchestrator.cli import job_view
 from codeconvoy.orchestrator.cli.common import plain
-from codeconvoy.schemas.job_facts import JobStatus
-from codeconvoy.schemas.job_spec import Pipeline
+from codeconvoy.schemas.budget import Amounts
+from codeconvoy.schemas.job_facts import CallBegun, CallEnded, JobStatus
+from codeconvoy.schemas.job_spec import Budget, Pipeline
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.tasks import EditWork, TestWork
 from tests.job_world import EDITS_ONLY, JobWorld, spec
@@ -145,3 +146,24 @@ def test_durations() -> None:
         "1 h 00 min",
         "2 h 10 min",
     ]
+
+
+def test_what_is_spent_is_shown_beside_the_budget() -> None:
+    world = JobWorld(spec(budget=Budget(usd=5.0, tokens=1_000)))
+    world.imports("a.py")
+    worst, cost = Amounts(nano_usd=10**9, tokens=100, ms=2_000), Amounts(nano_usd=10**8, tokens=10, ms=500)
+    for name in ("one", "two"):
+        world.say(CallBegun(call_id=name, task_id="t", round=1, worst=worst))
+    world.say(CallEnded(call_id="one", spent=cost))
+    told = job_view.as_json(world.state, world.now)
+    assert told["spent"] == {"usd": 1.1, "tokens": 110, "seconds": 2.5, "calls": 2}
+    assert msgspec.to_builtins(told["budget"]) == {"usd": 5.0, "tokens": 1_000, "seconds": 0}
+    shown = "$1.10 of $5.00, 110 of 1,000 tokens, 1 calls in flight counted in full"
+    assert shown in rendered(world.state, world.now)
+    assert dict(job_view.summary(world.state, 0))["spent"] == f"{shown}, in 2 calls"
+
+
+def test_a_job_without_a_budget_shows_none() -> None:
+    world = finished()
+    assert job_view.as_json(world.state, 0)["spent"] is None
+    assert "spent" not in dict(job_view.summary(world.state, 0))

@@ -5,7 +5,6 @@ Only what is new counts: a flaw that a side had already is not the merge's. Each
 configuration, with nothing but the file on its standard input.
 """
 
-import ast
 import io
 import json
 import re
@@ -13,7 +12,6 @@ import subprocess
 import time
 import tokenize
 import tomllib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from types import MappingProxyType
@@ -23,6 +21,7 @@ from ruff import find_ruff_bin  # type: ignore[import-untyped]
 
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.topics import MAX_FILE_BYTES
+from codeconvoy.workers.python_tree import NOT_PYTHON, python_tree
 
 LINT_SECONDS = 10
 """Deadline of all runs of ruff for one candidate; 20 ms is usual for one."""
@@ -144,15 +143,13 @@ def _flaw(parse: Callable[[bytes], None], content: bytes) -> str:
     """Why the content can't be parsed, or the empty string."""
     try:
         parse(content)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, yaml.YAMLError) as error:
+    except (*NOT_PYTHON, yaml.YAMLError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return ""
 
 
 def _parse_python(content: bytes) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        compile(content, "merged", "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    python_tree(content)
 
 
 def _parse_json(content: bytes) -> None:

@@ -6,9 +6,10 @@ leading underscore are a module's own affair. Other languages are let through.
 
 import ast
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from codeconvoy.workers.python_tree import NOT_PYTHON, python_tree
 
 SUFFIXES = (".py", ".pyi")
 _NOUNS = (
@@ -84,10 +85,8 @@ def _names(path: str, content: bytes) -> _Names | None:
     if not path.endswith(SUFFIXES):
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(content)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = python_tree(content)
+    except NOT_PYTHON:
         return None
     names = _Names()
     _look(tree.body, "", names)

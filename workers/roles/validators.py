@@ -8,13 +8,13 @@ files, Python that does not parse, definitions that are gone. A role may add its
 
 import ast
 import codecs
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from codeconvoy.schemas.paths import is_normal
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, MAX_TASKS_PER_JOB
+from codeconvoy.workers.python_tree import NOT_PYTHON, python_tree
 from codeconvoy.workers.resolution import validate
 from codeconvoy.workers.roles.definitions import defined, dropped, mentioned
 from codeconvoy.workers.roles.role import Answer, Context, Edits, Plan, Vote
@@ -222,18 +222,16 @@ def _blank(content: bytes) -> bool:
 def syntax_error(content: bytes) -> str:
     """Why the content is not Python, with the line; nothing if it is."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(content)
+        python_tree(content)
     except SyntaxError as error:
         return f"{error.msg} (line {error.lineno})"
-    except (ValueError, RecursionError, MemoryError) as error:
+    except NOT_PYTHON as error:
         return str(error) or type(error).__name__
     return ""
 
 
 def _tests(content: bytes) -> bool:
-    classes = (node for node in ast.walk(ast.parse(content)) if isinstance(node, ast.ClassDef))
+    classes = (node for node in ast.walk(python_tree(content)) if isinstance(node, ast.ClassDef))
     functions = chain.from_iterable(node.body for node in classes)
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return any(isinstance(node, kinds) and node.name.startswith("test") for node in functions)

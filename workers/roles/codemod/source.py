@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from codeconvoy.workers.python_tree import NOT_PYTHON, python_tree
+
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
@@ -43,10 +45,10 @@ def is_python(path: str) -> bool:
 def parse(content: bytes) -> ast.Module | Unparsable:
     """The syntax tree of the text, which declares its own encoding (PEP 263)."""
     try:
-        return ast.parse(content)
+        return python_tree(content)
     except SyntaxError as error:
         return Unparsable(error.msg, error.lineno or 0)
-    except (ValueError, RecursionError, MemoryError) as error:
+    except NOT_PYTHON as error:
         # Null bytes; nesting deeper than the interpreter's parser goes.
         return Unparsable(str(error) or type(error).__name__, 0)
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from codeconvoy.schemas.errors import ConvoyError
 from tests.bench import (
     model_chain,
+    moved_heads,
     w1_fleet,
     w1_pipeline,
     w2_latency,
@@ -44,6 +45,7 @@ ALL: Mapping[str, Measure] = {
     "start": worker_times.measure_start,
     "kill": worker_times.measure_kill,
     "chain": model_chain.measure,
+    "moved": moved_heads.measure,
 }
 """In the order in which they are measured."""
 WIDTH = 130

@@ -28,6 +28,7 @@ from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 from codeconvoy.schemas.registry import ConfluentRegistry
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
+from codeconvoy.workers.llm.kept import Keep
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.redact import Redactor, url_secrets
 from codeconvoy.workers.roles.registry import load_roles
@@ -154,7 +155,7 @@ def redactor_of(
 ) -> Redactor:
     """What strikes out every secret that a process with these settings holds. `redis` is its URL."""
     urls = [redis, settings.schema_registry, *environment.values()]
-    urls += (role.options.get("base_url", "") for role in roles.values())
+    urls += (one.options.get("base_url", "") for role in roles.values() for _, one in role.by_provider())
     held = [
         *credentials_of(settings, roles, environment).values(),
         *(str(value) for name, value in settings.kafka_options.items() if _SECRET_OPTION.search(name)),
@@ -264,6 +265,7 @@ async def connect(
         credentials=credentials_of(settings, roles, environment),
         cache=settings.cache,
         redact=redactor_of(settings, roles, environment, found.redis),
+        keep=Keep(settings.keep_prompts_seconds, settings.keep_prompts_megabytes),
     )
     try:
         await check_redis(redis)

@@ -46,6 +46,7 @@ from codeconvoy.workers.engine.pool_engine import Handler, PoolEngine, PoolLimit
 from codeconvoy.workers.engine.state import RedisStore, StateStore
 from codeconvoy.workers.git_worker import GitWorker
 from codeconvoy.workers.llm.chain import Chain
+from codeconvoy.workers.llm.kept import KEEP, Keep, RedisPrompts
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.provider import Credentials
 from codeconvoy.workers.llm.recorded import TTL_SECONDS
@@ -91,6 +92,8 @@ class Fleet:
     redact: Redactor = BY_SHAPE
     """Knows the secrets of this process."""
     tracing: Tracing = OFF
+    keep: Keep = KEEP
+    """How long prompts and replies are kept."""
 
     def store(self, name: str) -> RedisStore:
         """Where the fold engine of this name keeps its states."""
@@ -99,6 +102,10 @@ class Fleet:
     def projection(self) -> StoredProjection:
         """The projection, for readers."""
         return StoredProjection(self.store(FILES), self.store(JOBS), self.topics.partitions)
+
+    def prompts(self) -> RedisPrompts:
+        """Where the conversations with models are kept."""
+        return RedisPrompts(self.redis, self.redis_prefix, self.keep)
 
     def all_roles(self) -> tuple[str, ...]:
         """Every role that has a queue, sorted."""
@@ -123,9 +130,18 @@ class Fleet:
         return RedisMoves(self.redis, self.redis_prefix)
 
     def chain(self, agent_id: str, metrics: ModelMetrics) -> Chain:
-        """What stands around the model calls of a worker."""
-        log = JobBudgetLog(self.bus, self.codec, self.topics, self.projection(), self.now, agent_id)
-        return Chain(self.redis, self.redis_prefix, metrics, time.monotonic, self.tracing, log)
+        """What stands around the model calls of a worker; copies of them are kept if any are wanted."""
+        return Chain(
+            self.redis,
+            self.redis_prefix,
+            metrics,
+            time.monotonic,
+            self.tracing,
+            JobBudgetLog(self.bus, self.codec, self.topics, self.projection(), self.now, agent_id),
+            self.redact,
+            self.prompts() if self.keep.seconds else None,
+            self.now,
+        )
 
     async def prepare(self) -> None:
         """Create the topics that are missing, and check those that are there.

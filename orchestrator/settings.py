@@ -12,9 +12,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX
+from codeconvoy.workers.llm.kept import KEEP_MEGABYTES, KEEP_SECONDS
 
 ENV_PREFIX = "CONVOY_"
 MAX_PARTITIONS = 1_000
+MAX_KEEP_SECONDS = 10 * 366 * 24 * 3_600
+MAX_KEEP_MEGABYTES = 1_000_000
 
 
 def _vendor(name: str) -> AliasChoices:
@@ -59,6 +62,10 @@ class Settings(BaseSettings):
     """URL of a schema registry; empty: single-object framing, which needs none."""
     group_protocol: Literal["classic", "consumer"] = "classic"
     """Kafka's rebalance protocol; `consumer` is KIP-848."""
+    keep_prompts_seconds: Annotated[int, Field(ge=0, le=MAX_KEEP_SECONDS)] = KEEP_SECONDS
+    """How long what models were asked and answered is kept in Redis; 0: not at all."""
+    keep_prompts_megabytes: Annotated[int, Field(ge=1, le=MAX_KEEP_MEGABYTES)] = KEEP_MEGABYTES
+    """Of Redis that it may take, the oldest goes first."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     otel_endpoint: Annotated[str, Field(pattern=r"\A(https?://\S+)?\z", repr=False)] = ""
     """URL of an OpenTelemetry collector that takes OTLP over HTTP; empty: no spans are told."""

@@ -160,11 +160,16 @@ class Member:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        with urllib.request.urlopen(f"{self._address()}/metrics", timeout=5) as answer:
-            text: str = answer.read().decode()
+        text = self.read("metrics")
         found = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
         assert found, f"{self.name} has no metric {name}:\n{text}"
         return sum(map(float, found))
+
+    def read(self, path: str) -> str:
+        """What it serves there."""
+        with urllib.request.urlopen(f"{self._address()}/{path}", timeout=5) as answer:
+            text: str = answer.read().decode()
+        return text
 
     def _address(self) -> str:
         found = _ADDRESS.search(self._log.read_bytes()[self._began :])

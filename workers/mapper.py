@@ -69,7 +69,7 @@ class RedisMaps:
             await self._redis.set(self._key(task, whole.tokens), raw, ex=self._ttl)
 
     def _key(self, task: Task, tokens: int) -> str:
-        return f"{self._prefix}:map:{task.task_id}:{task.round}:{tokens}"
+        return f"{{{self._prefix}:map:{task.task_id}:{task.round}:{tokens}}}"
 
 
 class Mapper:

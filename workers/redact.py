@@ -12,7 +12,7 @@ import math
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
@@ -65,19 +65,21 @@ class Redactor:
     known: frozenset[str] = frozenset()
     """Secrets that this process holds."""
     _exact: tuple[str, ...] = field(init=False, compare=False)
+    """All of their spellings."""
+    _sure: tuple[str, ...] = field(init=False, compare=False)
+    """Those of secrets that can be nothing else."""
 
     def __post_init__(self) -> None:
-        found = {spelling for secret in self.known for spelling in _spellings(secret)}
-        # The longest first: one may be a part of another.
-        ordered = sorted(found, key=lambda spelling: (-len(spelling), spelling))
-        object.__setattr__(self, "_exact", tuple(ordered))
+        object.__setattr__(self, "_exact", _ordered(self.known))
+        object.__setattr__(self, "_sure", _ordered(filter(is_random, self.known)))
 
     def __repr__(self) -> str:
         return f"Redactor({len(self.known)} known)"
 
     def __call__(self, text: str) -> str:
         """The text, with a mark in the place of each secret."""
-        text = self.without_known(text)
+        for spelling in self._exact:
+            text = text.replace(spelling, MARK)
         lowered = _lowered(text)
         for rule in _RULES:
             if spots := _spots(rule.needles, lowered):
@@ -85,16 +87,16 @@ class Redactor:
                 lowered = _lowered(text)
         return text
 
-    def without_known(self, text: str, unless_in: str = "") -> str:
-        """The text without the secrets that this process holds, but for those that `unless_in` holds."""
-        for spelling in self._exact:
-            if spelling in text and spelling not in unless_in:
-                text = text.replace(spelling, MARK)
-        return text
+    def without_given_away(self, answer: str, asked: str) -> str:
+        """An answer without those of our own secrets that were not in what was asked.
 
-
-BY_SHAPE = Redactor()
-"""That of who holds no secrets."""
+        A secret that could be a word (`not-needed`, as the key of a server that takes any) stays: the
+        answer is worked with, and a mark in its place would be a mistake in it.
+        """
+        for spelling in self._sure:
+            if spelling in answer and spelling not in asked:
+                answer = answer.replace(spelling, MARK)
+        return answer
 
 
 def url_secrets(url: str) -> frozenset[str]:
@@ -108,6 +110,12 @@ def url_secrets(url: str) -> frozenset[str]:
         return frozenset()
     plain = unquote(password)
     return frozenset({password, plain, b64encode(f"{user}:{plain}".encode()).decode()})
+
+
+def _ordered(secrets: Iterable[str]) -> tuple[str, ...]:
+    """The spellings of secrets, the longest first: one may be a part of another."""
+    found = {spelling for secret in secrets for spelling in _spellings(secret)}
+    return tuple(sorted(found, key=lambda spelling: (-len(spelling), spelling)))
 
 
 def _spellings(secret: str) -> frozenset[str]:
@@ -216,3 +224,6 @@ _RULES = (
     ),
 )
 """In this order; what one has struck out the next ones don't see."""
+
+BY_SHAPE = Redactor()
+"""That of who holds no secrets."""

@@ -22,6 +22,8 @@ from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 GROUPS = (
     "jobs",
     "inspect",
+    "why",
+    "tasks",
     "conflicts",
     "audit",
     "merge",

@@ -74,7 +74,10 @@ def register(app: typer.Typer) -> None:
 
 
 async def _erase(fleet: Fleet, known: Known) -> dict[str, Any]:
-    return {"fields of states in Redis": await erase_states(fleet, known)}
+    return {
+        "fields of states in Redis": await erase_states(fleet, known),
+        "kept prompts and replies": await fleet.prompts().forget(known.workspace),
+    }
 
 
 async def _erase_all(fleet: Fleet) -> dict[str, Any]:
@@ -93,6 +96,9 @@ def _left(known: Known, topics: bool) -> list[str]:
     left.append(
         f"the log: {known.events} events of files, the facts about {len(known.jobs)} jobs, their tasks (for "
         "a week) and dead letters. A rebuild brings the state back: use another workspace name from now on"
+    )
+    left.append(
+        "replies and maps in Redis that are kept so that no prompt is paid for twice, for up to an hour"
     )
     if known.others:
         names = ", ".join(map(plain, known.others))

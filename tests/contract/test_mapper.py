@@ -79,7 +79,7 @@ async def _redis(url: str, prefix: str) -> AsyncIterator[Place]:
     redis = open_redis(url)
     stores = RedisStore(redis, prefix, "files"), RedisStore(redis, prefix, "jobs")
     yield Place(Workspace(*stores), RedisMaps(redis, prefix, 60))
-    async for key in redis.scan_iter(f"{prefix}:map:*"):
+    async for key in redis.scan_iter(f"{{{prefix}:map:*"):
         assert 0 < await redis.ttl(key) <= 60
     await redis.aclose()
 

@@ -21,7 +21,7 @@ from codeconvoy.orchestrator.connection import (
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.workers.redact import MARK
-from codeconvoy.workers.roles.role import Role, RoleKind
+from codeconvoy.workers.roles.role import NextProvider, Role, RoleKind
 
 THERE = Connection(kafka="k:1", redis="redis://r:1/0", prefix="p", partitions=4, embedded=True)
 
@@ -116,14 +116,15 @@ def test_a_bad_redis_url_is_not_shown() -> None:
 
 
 def test_every_secret_that_a_process_holds_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("openai", "ours", "sasl", "redis", "registry", "url", "other")
+    names = ("openai", "ours", "sasl", "redis", "registry", "url", "next", "other")
     held = {name: f"canary-{name}-77" for name in names}
     monkeypatch.setenv("OPENAI_API_KEY", held["openai"])
     options = {"sasl.username": "convoy-user", "sasl.password": held["sasl"]}
     registry = f"https://me:{held['registry']}@registry:8081"
     settings = load_settings(kafka_options=options, schema_registry=registry)
     urls = {"base_url": f"http://me:{held['url']}@host/v1", "key": "ours"}
-    role = Role("r", RoleKind.EDIT, "", "openai", options=urls)
+    following = NextProvider("anthropic", "m", {"base_url": f"http://me:{held['next']}@host"})
+    role = Role("r", RoleKind.EDIT, "", "openai", options=urls, next=(following,))
     environment = {"OURS_API_KEY": held["ours"], "DB_PASSWORD": held["other"], "HOME": "canary-home-77"}
     redact = redactor_of(settings, {"r": role}, environment, f"redis://:{held['redis']}@h:1/0")
     assert redact(" ".join(held.values())) == " ".join([MARK] * len(held))

@@ -87,6 +87,7 @@ def test_what_is_no_repository(repo: Path, tmp_path: Path) -> None:
         "ftp://h/x",
         "https:///x",
         "https://u:p@h/x",
+        f"https://{'ghp_' + 'aB3' * 12}@h/x",
     ],
 )
 def test_what_is_not_safe_to_hand_to_git(repository: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from codeconvoy.orchestrator.cli.inspect import locate, why_json, why_lines
+from codeconvoy.orchestrator.cli.inspect import locate
+from codeconvoy.orchestrator.cli.why import why_json, why_lines
 from codeconvoy.orchestrator.log_reader import LogReader
 from codeconvoy.orchestrator.why import Because, Branch, because, read_branch
 from codeconvoy.schemas.errors import BadInput

@@ -21,6 +21,7 @@ from pygit2.enums import RepositoryOpenFlag
 
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.workers.git.command import DEADLINE_SECONDS, GitFailed, git, remote_refs
+from codeconvoy.workers.redact import BY_SHAPE
 
 _SCHEMES = ("https", "http", "ssh", "git")
 _HELPER = re.compile(r"[A-Za-z0-9+.-]*::")
@@ -85,10 +86,10 @@ def locate(repository: str) -> Local | Remote:
         raise BadInput("repository", f"{scheme}:// is not a scheme that is used here", _use_schemes())
     if not parts.hostname or parts.hostname.startswith("-"):
         raise BadInput("repository", "the URL names no host", _use_schemes())
-    if parts.password is not None:
+    if parts.password is not None or BY_SHAPE(repository) != repository:
         raise BadInput(
             "repository",
-            "the URL holds a password, which the log would keep for ever",
+            "the URL holds a password or a token, which the log would keep for ever",
             "Leave it out and use a git credential helper or ssh",
         )
     return Remote(repository)

@@ -1,9 +1,10 @@
 """Reads a role, writes nothing itself: what stands around every model call, outside in.
 
-    recorded replies and single flight
-      the job's budget: the worst case is held, and settled afterwards
-        retries within one deadline, and in each attempt:
-          circuit breaker → place in line → the request, metered and counted
+    a copy of the call is kept
+      recorded replies and single flight
+        the job's budget: the worst case is held, and settled afterwards
+          retries within one deadline, and in each attempt:
+            circuit breaker → place in line → the request, metered, counted, its reply without our secrets
 
 Breaker, line and budgets are the fleet's, in Redis. While that is away each process has a breaker and a
 line of its own, and calls that a budget pays for wait.
@@ -11,6 +12,7 @@ line of its own, and calls that a budget pays for wait.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,8 +34,11 @@ from codeconvoy.workers.llm.breaker import (
 from codeconvoy.workers.llm.budget import NO_LOG, BudgetedProvider, BudgetLog, Budgets, MeteredProvider
 from codeconvoy.workers.llm.budget_state import BudgetState
 from codeconvoy.workers.llm.cells import Cells, FallbackCells, LocalCells, RedisCells, RunCells
+from codeconvoy.workers.llm.discreet import DiscreetProvider
 from codeconvoy.workers.llm.edit_format import Problem
 from codeconvoy.workers.llm.failover import Switch
+from codeconvoy.workers.llm.keeping import KeepingProvider
+from codeconvoy.workers.llm.kept import PromptStore
 from codeconvoy.workers.llm.metrics import ModelMetrics
 from codeconvoy.workers.llm.prices import price_of
 from codeconvoy.workers.llm.provider import FINAL, Call, CallFailed, Provider, Reply, server_of
@@ -41,6 +46,7 @@ from codeconvoy.workers.llm.rate_limit import LimitedProvider, LineState, Rates
 from codeconvoy.workers.llm.recorded import TTL_SECONDS, RecordedProvider, RedisReplies, ReplyStore
 from codeconvoy.workers.llm.retry import RetryingProvider
 from codeconvoy.workers.llm.traced import TracedProvider, WatchedProvider
+from codeconvoy.workers.redact import BY_SHAPE, Redactor
 from codeconvoy.workers.roles.role import Role
 from codeconvoy.workers.tracing import OFF, Tracing
 
@@ -104,6 +110,11 @@ class Chain:
     clock: Callable[[], float]
     tracing: Tracing = OFF
     budget_log: BudgetLog = NO_LOG
+    redact: Redactor = BY_SHAPE
+    prompts: PromptStore | None = None
+    """None: no copies are kept."""
+    now: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    """Milliseconds since the epoch."""
     _is_shared: bool = field(default=True, init=False)
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     """Failures that only somebody who sets things up can end, by provider: said once."""
@@ -114,7 +125,8 @@ class Chain:
         server = server_of(role)
         limits, rates = breaker_limits(role), rates_of(role)
         price = price_of(role)
-        traced = TracedProvider(provider, role.options.get("base_url", ""), self.tracing)
+        discreet = DiscreetProvider(provider, self.redact)
+        traced = TracedProvider(discreet, role.options.get("base_url", ""), self.tracing)
         counted = CountedProvider(traced, role.model, self.metrics)
         metered = MeteredProvider(counted, role.model, price, self.metrics, self.clock)
         limited = LimitedProvider(
@@ -125,7 +137,10 @@ class Chain:
         breaking = BreakingProvider(limited, server, breakers, limits)
         watched = WatchedProvider(breaking, self.tracing)
         paid = BudgetedProvider(RetryingProvider(watched), price, self._budgets())
-        return RecordedProvider(paid, server, self._replies(role), self.metrics, self.tracing)
+        recorded = RecordedProvider(paid, server, self._replies(role), self.metrics, self.tracing)
+        if self.prompts is None:
+            return recorded
+        return KeepingProvider(recorded, server, self.prompts, self.metrics, self.redact, self.now)
 
     def count(self, problem: Problem) -> None:
         """Count a flaw of an answer."""

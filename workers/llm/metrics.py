@@ -35,6 +35,13 @@ class ModelMetrics:
             ["how"],
             registry=registry,
         )
+        self.kept = Counter(
+            "convoy_kept_calls",
+            "Calls whose copy was kept, was kept without a text that is too_large, or was not: dropped with "
+            "too many at once, away without Redis",
+            ["how"],
+            registry=registry,
+        )
         self.line_seconds = Histogram(
             "convoy_rate_limit_wait_seconds",
             "Wait for a place in line",

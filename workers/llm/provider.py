@@ -110,6 +110,8 @@ class Reply:
     """The server told no usage: `usage` is a guess on the high side."""
     tokens_written: int = 0
     """Of `tokens_in`, what the server put into its cache, at a price of its own."""
+    recorded: bool = field(default=False, compare=False)
+    """It was given to the same prompt before, and nothing was paid for it now."""
 
 
 class Failure(StrEnum):

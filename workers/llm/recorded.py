@@ -103,7 +103,7 @@ class RedisReplies:
 
 def _for_nothing(kept: Reply) -> Reply:
     """A reply that was paid for when it was made."""
-    return replace(kept, usage=msgspec.structs.replace(kept.usage, cost_usd=0.0))
+    return replace(kept, usage=msgspec.structs.replace(kept.usage, cost_usd=0.0), recorded=True)
 
 
 class RecordedProvider:

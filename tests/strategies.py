@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import msgspec.inspect as shape
 from hypothesis import strategies as st
 
+from codeconvoy.schemas.budget import Amounts
 from codeconvoy.schemas.codec import Record
 from codeconvoy.schemas.events import TYPE_OF, Event, Hunk, LineRange
 from tests.golden import PATH_FIELDS
@@ -75,6 +76,8 @@ def _text(name: str) -> st.SearchStrategy[str]:
 def _structs(of: shape.StructType) -> st.SearchStrategy[Any]:
     if of.cls is LineRange:
         return line_ranges()
+    if of.cls is Amounts:
+        return st.builds(Amounts, nano_usd=COUNT, tokens=COUNT, ms=COUNT)
     fields = {field.name: values(field.type, field.name) for field in of.fields}
     if of.cls is Event:
         fields.pop("event_type")

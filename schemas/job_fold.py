@@ -50,6 +50,8 @@ from codeconvoy.schemas.job_state import (
 from codeconvoy.schemas.job_step import Command, SetDeadline, Step, answers
 from codeconvoy.schemas.tasks import (
     CheckWork,
+    EditWork,
+    Former,
     ImportWork,
     PlanWork,
     PublishWork,
@@ -230,6 +232,7 @@ def _on_judged(step: Step, fact: EventJudged) -> None:
         )
     state = step.task_of(fact.event_id)
     if state is not None:
+        state = _placed(step, state, fact)
         if fact.verdict is VerdictKind.OUTDATED:
             if any(event.event_id == fact.event_id for event in state.events):
                 _moved(step, state)
@@ -245,6 +248,19 @@ def _on_judged(step: Step, fact: EventJudged) -> None:
             _conclude(step, state)
     for unit_id in step.file(fact.path).watchers:
         advance(step, unit_id)
+
+
+def _placed(step: Step, state: TaskState, fact: EventJudged) -> TaskState:
+    """Remember where an edit of the task's own file is on the log: at its first verdict."""
+    known = state.edited
+    is_own = isinstance(state.task.work, EditWork | TestWork) and fact.path == task_subject(state.task)
+    is_edit = any(event.event_id == fact.event_id and event.is_edit for event in state.events)
+    if not (is_own and is_edit) or (known is not None and known.event_id == fact.event_id):
+        return state
+    edited = Former(event_id=fact.event_id, partition=fact.partition, offset=fact.offset)
+    state = msgspec.structs.replace(state, edited=edited)
+    step.put_task(state.task.task_id, state)
+    return state
 
 
 def _tally(step: Step, state: TaskState, verdict: VerdictKind) -> None:

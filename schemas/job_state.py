@@ -19,7 +19,7 @@ from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.persistent import PersistentHeap, PersistentMap
-from codeconvoy.schemas.tasks import Task
+from codeconvoy.schemas.tasks import Former, Task
 
 MAX_REPAIRS = 8
 """Times that a task is done again because what it had read moved."""
@@ -135,6 +135,8 @@ class TaskState(_State, frozen=True, kw_only=True):
     """What this round was built on has moved."""
     repairs: int = 0
     reason: str = ""
+    edited: Former | None = None
+    """Its latest edit of its own file, whatever became of it."""
 
 
 class Unit(_State, frozen=True, kw_only=True):

@@ -44,6 +44,7 @@ from codeconvoy.schemas.persistent import Draft
 from codeconvoy.schemas.tasks import (
     CheckWork,
     EditWork,
+    Former,
     ImportWork,
     MustSee,
     PlanWork,
@@ -299,6 +300,7 @@ class Step:
         unit: str = "",
         goal: str = "",
         reads: tuple[str, ...] = (),
+        former: Former | None = None,
     ) -> None:
         """Dispatch a task: its first round, or the next one if it was dispatched before."""
         before = self.tasks.get(task_id)
@@ -318,6 +320,7 @@ class Step:
             deadline_seconds=self.spec.task_deadline_seconds,
             priority=self.spec.priority,
             budget=self.spec.budget,
+            former=former,
             work=work,
         )
         status = transition(before.status, Happening.SENT) if before else TaskStatus.DISPATCHED
@@ -330,6 +333,7 @@ class Step:
                 status=status,
                 repairs=repairs,
                 told=before.told if before else (),
+                edited=before.edited if before else None,
             ),
         )
         self.commands.append(Dispatch(task))
@@ -348,7 +352,19 @@ class Step:
             )
         elif isinstance(work, TestWork):
             work = msgspec.structs.replace(work, feedback=(*work.feedback, why)[-MAX_FEEDBACK:], reworks=dead)
-        self.send(task.task_id, task.role, task.path, work, unit=state.unit, goal=task.goal, reads=task.reads)
+        former = state.edited
+        if former is not None:
+            former = msgspec.structs.replace(former, moved=bool(state.refusal) or state.stale)
+        self.send(
+            task.task_id,
+            task.role,
+            task.path,
+            work,
+            unit=state.unit,
+            goal=task.goal,
+            reads=task.reads,
+            former=former,
+        )
 
     def can_retry(self, state: TaskState) -> bool:
         """True while a task has rounds left (setting a file back always gets a few more). A job whose end

@@ -21,6 +21,16 @@ class MustSee(_Part, frozen=True, kw_only=True):
     offset: int
 
 
+class Former(_Part, frozen=True, kw_only=True):
+    """The edit that the task made of its file in an earlier round, and where it is on the events log."""
+
+    event_id: str
+    partition: int
+    offset: int
+    moved: bool = False
+    """It came to nothing because what it was built on had moved."""
+
+
 class EditWork(_Part, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.EditWork"):
     """Edit `path` towards the goal. Feedback is why an earlier round was not accepted."""
 
@@ -157,12 +167,15 @@ class Task(_Part, frozen=True, kw_only=True):
     priority: int = 0
     budget: Budget = Budget()
     """The job's: all of its tasks share it."""
+    former: Former | None = None
+    """For a later round: what the agent is to go on from."""
     work: Work
 
 
 __all__ = [
     "CheckWork",
     "EditWork",
+    "Former",
     "ImportWork",
     "MustSee",
     "PlanWork",

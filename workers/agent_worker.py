@@ -31,6 +31,7 @@ from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork
 from codeconvoy.schemas.topics import file_key
 from codeconvoy.workers.desk import Desk, Stopped, check_size, emitted, version_in, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.former import former_of, with_former
 from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.mapper import Mapper
 from codeconvoy.workers.merge_context import merge_context
@@ -102,7 +103,12 @@ class AgentWorker:
         began = clock()
         try:
             done = await self._work(task)
-            return () if done is None else self._outputs(*done, clock() - began)
+            if done is None:
+                return ()
+            context, answer = done
+            if task.former is not None and task.former.moved and context.former is not None:
+                self._calls.wasted(task.role, context.former.tokens)
+            return self._outputs(context, answer, clock() - began)
         except AgentError as error:
             over = isinstance(error, OverBudget)
             return self._desk.failed(task, error.reason, retryable=error.retryable, over_budget=over)
@@ -132,9 +138,13 @@ class AgentWorker:
         """What the agent is shown, and the files as they were read for it."""
         if isinstance(task.work, ResolveWork) and task.work.strategy is Strategy.SEMANTIC:
             return await merge_context(self._desk, task, task.work), {}
-        wanted = _wanted(task)
+        before = await self._desk.former_edit(task)
+        wanted = with_former(_wanted(task), before)
         views = await self._desk.views(task, wanted, {}) if wanted else {}
-        return self._shown(task, views), views
+        context = self._shown(task, views)
+        if before is not None:
+            context = replace(context, former=former_of(before, views))
+        return context, views
 
     def _shown(self, task: Task, views: Mapping[str, FileView]) -> Context:
         if isinstance(task.work, PlanWork):

@@ -17,7 +17,7 @@ import msgspec
 
 from codeconvoy.schemas import ids
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import AgentError, TooLarge, Unavailable, Undecodable, Unencodable
+from codeconvoy.schemas.errors import AgentError, BusError, TooLarge, Unavailable, Undecodable, Unencodable
 from codeconvoy.schemas.events import TYPE_OF, Event, Payload, Read, Usage
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import (
@@ -33,7 +33,7 @@ from codeconvoy.schemas.job_facts import (
 from codeconvoy.schemas.job_state import TaskStatus
 from codeconvoy.schemas.tasks import MustSee, Task
 from codeconvoy.schemas.topics import MAX_FILE_BYTES, Topics, file_key, partition_of
-from codeconvoy.workers.engine.bus import Outgoing, Reader, Record
+from codeconvoy.workers.engine.bus import Outgoing, Reader, Record, TopicPartition
 from codeconvoy.workers.moves import Hints
 from codeconvoy.workers.positions import Ends
 from codeconvoy.workers.projection import FileView, Projection, Wanted
@@ -47,6 +47,8 @@ COLLECTS = 5
 """Times that a snapshot is tried before the task waits."""
 WATCH_SECONDS = 1.0
 """Between two looks at what concerns a running call, where no hint comes sooner."""
+READ_SECONDS = 5.0
+"""For one record of the log."""
 MAX_REASON = 4_000
 """Characters of a reason that a job is told."""
 
@@ -146,6 +148,19 @@ class Desk:
                 return after
             before = after
         raise _too_fast()
+
+    async def former_edit(self, task: Task) -> Event | None:
+        """The edit that the task made in an earlier round, from the log: of one that was refused nothing
+        else is left. None where it made none, or where the log does not give it."""
+        if task.former is None:
+            return None
+        at = TopicPartition(self.topics.events, task.former.partition)
+        try:
+            records = await self.reader.read(at, task.former.offset, 1, READ_SECONDS)
+        except BusError:  # erased: the task is done without it
+            return None
+        found = [self.codec.decode(record.value, Event) for record in records]
+        return next((event for event in found if event.event_id == task.former.event_id), None)
 
     async def glance(self, task: Task, shown: Mapping[str, FileView]) -> Mapping[str, FileView]:
         """The same files as the projection shows them now, wherever it stands; where it can't be read,

@@ -34,7 +34,7 @@ from codeconvoy.schemas.job_facts import (
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import FileStatus, JobState, Tally, TaskState, TaskStatus, Unit, restored
 from codeconvoy.schemas.persistent import PersistentMap
-from codeconvoy.schemas.tasks import Task
+from codeconvoy.schemas.tasks import Former, Task
 from codeconvoy.workers.engine.reads import ReadFields
 
 _HEADER, _PART, _TASK, _WORK, _UNIT, _FILE = "j:", "o:", "k:", "w:", "u:", "f:"
@@ -99,6 +99,7 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     events: tuple[Emitted, ...]
     told: tuple[tuple[str, int], ...]
     result: Result | None
+    edited: Former | None = None
 
 
 def job_field(job_id: str) -> str:
@@ -238,7 +239,14 @@ def _task(job_id: str, old: TaskState | None, state: TaskState) -> dict[str, byt
         reason=state.reason,
     )
     changes: dict[str, bytes | None] = {_field(_TASK, job_id, state.number): _pack(standing)}
-    work = _Work(task=state.task, unit=state.unit, events=state.events, told=state.told, result=state.result)
+    work = _Work(
+        task=state.task,
+        unit=state.unit,
+        events=state.events,
+        told=state.told,
+        result=state.result,
+        edited=state.edited,
+    )
     if old is None or any(getattr(old, name) is not getattr(work, name) for name in _Work.__struct_fields__):
         changes[_field(_WORK, job_id, state.number)] = _pack(work)
     return changes
@@ -319,6 +327,7 @@ def _state(number: int, standing: _Standing, work: _Work) -> TaskState:
         events=work.events,
         told=work.told,
         result=work.result,
+        edited=work.edited,
         refusal=standing.refusal,
         stale=standing.stale,
         repairs=standing.repairs,

@@ -49,7 +49,9 @@ class Race:
     slow: ModelServer
     quick: ModelServer
 
-    def run(self, directory: Path, on_move: str, first: Callable[[], str | Fault]) -> dict[str, Any]:
+    def run(
+        self, directory: Path, on_move: str, first: Callable[[], str | Fault], **more: str
+    ) -> dict[str, Any]:
         """The job as JSON, with what it made of the file. `first` is the slow one's first answer."""
         before = len(self.slow.asked)
 
@@ -70,6 +72,7 @@ class Race:
                 "goal": f"improve it ({directory.name})",
                 "files": ["a.py"],
                 "on_move": on_move,
+                **more,
                 "pipeline": {"generate": ["slow-editor", "quick-editor"], "review": [], "test": []},
             }
         )
@@ -99,8 +102,17 @@ def race(kafka: str, redis_server: str, tmp_path_factory: pytest.TempPathFactory
 
 def moved_calls(race: Race) -> float:
     """Calls of the slow one under which a file was seen to move."""
+    return _metric(race, "convoy_moved_calls_total")
+
+
+def wasted_tokens(race: Race) -> float:
+    """What it has used for nothing (and no more: none of its calls has saved anything)."""
+    return _metric(race, "convoy_moved_tokens_total")
+
+
+def _metric(race: Race, name: str) -> float:
     try:
-        return race.fleet["slow-editor"].metric("convoy_moved_calls_total")
+        return race.fleet["slow-editor"].metric(name)
     except AssertionError:
         return 0.0  # no call of this process has had one yet
 
@@ -127,6 +139,24 @@ def test_repair_lets_it_finish_and_merges(race: Race, tmp_path: Path) -> None:
     assert len(race.slow.asked) == asked + 1
     assert (job["content"], job["tally"]["forks"]) == (BOTH, 1)
     assert job["tally"]["resolved"] == {"three_way": 1}
+
+
+def test_a_refused_edit_is_done_again_in_the_same_conversation(race: Race, tmp_path: Path) -> None:
+    """The job is strong: the slow one's edit of what has moved is refused, and it goes on from there."""
+    asked, counted, wasted = len(race.slow.asked), moved_calls(race), wasted_tokens(race)
+
+    def when_it_was_noticed() -> str:
+        wait(lambda: moved_calls(race) == counted + 1, "the move is noticed")
+        return SLOW
+
+    job = race.run(tmp_path, "repair", when_it_was_noticed, consistency="strong")
+    assert (job["content"], job["tally"]["forks"], job["tally"]["reworks"]) == (BOTH, 0, 1)
+    first, second = race.slow.asked[asked:]
+    assert second.system == first.system and second.messages[0] == first.messages[0]
+    (role, own), (_, moved) = second.messages[1:]
+    assert role == "assistant" and "+one" not in own and "one = 11\n" in own
+    assert "-last = 1\n+last = 99" in moved and "stale" in moved
+    assert wasted_tokens(race) == wasted + 107, "what the refused edit had taken"
 
 
 def test_ignore_is_not_told(race: Race, tmp_path: Path) -> None:

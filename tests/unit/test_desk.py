@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -15,11 +16,11 @@ from codeconvoy.schemas.file_history import Edit
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_facts import JobFact, Planned, Reviewed, TaskDone, TaskFailed, Worked
 from codeconvoy.schemas.job_spec import TaskSpec
-from codeconvoy.schemas.tasks import EditWork, MustSee, Task
+from codeconvoy.schemas.tasks import EditWork, Former, MustSee, Task
 from codeconvoy.schemas.topics import Topics, file_key, partition_of
 from codeconvoy.workers.desk import COLLECTS, Desk, emitted, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
-from codeconvoy.workers.engine.memory_bus import MemoryReader
+from codeconvoy.workers.engine.memory_bus import MemoryBus, MemoryReader
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.projection import FileView, Projection, Wanted
 from codeconvoy.workers.redact import MARK, Redactor
@@ -98,6 +99,27 @@ def test_files_that_never_stand_still_are_waited_for() -> None:
     files = Files(a=[f"a{number}" for number in range(COLLECTS + 2)], b=["b"])
     with pytest.raises(Unavailable, match="faster than they can be read"):
         read(files, A, B)
+
+
+def test_an_earlier_edit_is_read_from_the_log() -> None:
+    """Of one that was refused nothing else is left."""
+
+    async def go() -> None:
+        bus = MemoryBus()
+        await bus.create_topics({TOPICS.events: {}}, TOPICS.partitions)
+        event, key = edited(b"1\n"), file_key("w", A)
+        producer = await bus.producer("p")
+        await producer.transaction([Outgoing(TOPICS.events, key, CODEC.encode(event))] * 2)
+        desk = replace(desk_on(Files()), reader=bus.reader())
+        found = []
+        for event_id, offset in ((event.event_id, 1), ("another", 1), (event.event_id, 99)):
+            former = Former(event_id=event_id, partition=PARTITION[A], offset=offset)
+            found.append(await desk.former_edit(msgspec.structs.replace(TASK, former=former)))
+        assert found == [event, None, None]
+        assert await desk.former_edit(TASK) is None
+
+    with patch("codeconvoy.workers.desk.READ_SECONDS", 0.01):
+        asyncio.run(go())
 
 
 def edited(content: bytes, summary: str = "s") -> Event:

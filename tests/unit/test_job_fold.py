@@ -43,6 +43,7 @@ from codeconvoy.schemas.job_step import Dispatch
 from codeconvoy.schemas.tasks import (
     CheckWork,
     EditWork,
+    Former,
     ImportWork,
     PublishWork,
     ResolveWork,
@@ -219,6 +220,25 @@ def test_a_refused_edit_goes_again_on_the_head_and_names_what_it_replaces(kind: 
     world.writes((task, work))
     world.publishes()
     world.ended(JobStatus.SUCCEEDED)
+
+
+def test_a_task_that_goes_again_names_its_edit_and_where_that_is_on_the_log() -> None:
+    """Also of one that had to wait: it is where it arrived, not where it was judged."""
+    world = JobWorld(spec(pipeline=EDITS_ONLY))
+    world.imports("a.py")
+    task, _ = world.one(EditWork)
+    assert task.former is None
+    event = Emitted(path="a.py", event_id="own", is_edit=True)
+    elsewhere = Emitted(path="b.py", event_id="other", is_edit=True)
+    world.done(task, Worked(events=(elsewhere, event)))
+    world.say(world.verdict(task, elsewhere), world.verdict(task, event, VerdictKind.DEFERRED))
+    at = world.offset
+    world.say(world.verdict(task, event, VerdictKind.INVALID))
+    again, _ = world.one(EditWork)
+    assert again.former == Former(event_id="own", partition=0, offset=at, moved=True)
+    world.fail(again, retryable=True)
+    third, _ = world.one(EditWork)
+    assert third.former == Former(event_id="own", partition=0, offset=at, moved=False), "it still is its last"
 
 
 def test_an_edit_that_is_always_refused_fails() -> None:

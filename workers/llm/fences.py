@@ -53,6 +53,12 @@ def diff_part(title: str, base: Version | None, version: Version, limit: int = M
     return fenced(title, "\n".join(lines) or "(no difference)")
 
 
+def intent(version: Version) -> str:
+    """Who made a version, and to what end, as far as that is known: goes on in a title."""
+    by = f" by {version.role}" if version.role else ""
+    return f"{by} ({version.summary})" if version.summary else by
+
+
 def fenced(title: str, text: str) -> str:
     """Text fenced by a mark that it can't hold: it would have to hold its own hash."""
     mark = sha256(text.encode()).hexdigest()[:16]

@@ -5,19 +5,20 @@ contents are data. Everything from the repository is fenced by marks that its te
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codeconvoy.schemas.errors import AgentError
 from codeconvoy.schemas.hunks import lines as byte_lines
 from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork, TestWork
 from codeconvoy.workers.llm import tokens
 from codeconvoy.workers.llm.edit_format import Mismatch
-from codeconvoy.workers.llm.fences import diff_part, feedback_parts, fenced, file_part
+from codeconvoy.workers.llm.fences import diff_part, feedback_parts, fenced, file_part, intent
 from codeconvoy.workers.llm.prompt_room import Fitting, map_part, others_part, too_long
 from codeconvoy.workers.llm.provider import Message
 from codeconvoy.workers.llm.region_format import HOW as REGIONS
 from codeconvoy.workers.llm.region_format import shown
 from codeconvoy.workers.llm.repo_map import budget
+from codeconvoy.workers.llm.rework import Earlier, again_parts, earlier
 from codeconvoy.workers.resolution.regions import PartialMerge, Region
 from codeconvoy.workers.roles.role import Context, Intent, Merge, Role, RoleKind, Version
 from codeconvoy.workers.roles.validators import writable
@@ -94,6 +95,8 @@ nothing needs to be changed, answer with the line NO CHANGES instead."""
 
 _CONFLICT = """If the sides can't be reconciled, answer with one line `CONFLICT: ` and the reason instead."""
 
+_ROUND = "This is round {} of the task: an earlier one was of no use."
+
 VOTE_SCHEMA: Mapping[str, object] = {
     "type": "object",
     "properties": {
@@ -144,6 +147,8 @@ class Prompt:
     """Of those that the task names."""
     unmapped: int = 0
     """Files of the repository that are neither shown nor on the map."""
+    before: tuple[Message, ...] = ()
+    """The conversation that the message goes on with."""
 
 
 def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt:
@@ -159,6 +164,30 @@ def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt
     Raises:
         AgentError: the task's own parts do not fit, or it is no work for an agent.
     """
+    turn = earlier(context, role.kind)
+    continued = _continued(context, turn, role, limit) if turn is not None else None
+    return continued or _alone(context, role, limit)
+
+
+def _continued(context: Context, turn: Earlier, role: Role, limit: int) -> Prompt | None:
+    """The prompt that goes on from an earlier answer; None where all of it together does not fit."""
+    work, former = context.task.work, context.former
+    parts = [_ROUND.format(context.task.round)] if context.task.round > 1 else []
+    if isinstance(work, ResolveWork):
+        parts += [*_reconcile(context, work), _CONFLICT]
+    elif former is not None and isinstance(work, EditWork | TestWork):
+        parts += again_parts(context, former, work.feedback)
+    message = "\n\n".join(parts)
+    try:
+        first = _alone(turn.context, role, limit - len(turn.answer) - len(message))
+    except AgentError:
+        return None
+    before = (Message("user", first.message), Message("assistant", turn.answer))
+    return replace(first, message=message, before=before)
+
+
+def _alone(context: Context, role: Role, limit: int) -> Prompt:
+    """The prompt that begins a conversation."""
     match context.task.work:
         case EditWork() as work:
             parts, how, schema = _edit(context, work), _BLOCKS, None
@@ -178,7 +207,7 @@ def build(context: Context, role: Role, limit: int = MAX_PROMPT_CHARS) -> Prompt
     goal = f"Goal of the task:\n{context.task.goal}"
     if context.task.round > 1:
         # Also so that the reply to an earlier round, which came to nothing, is not given once more.
-        goal += f"\n\nThis is round {context.task.round} of the task: an earlier one was of no use."
+        goal += f"\n\n{_ROUND.format(context.task.round)}"
     needed = "\n\n".join((goal, *parts))
     room = limit - len(system) - len(needed)
     if room < 0:
@@ -287,19 +316,29 @@ def _region(partial: PartialMerge, region: Region) -> list[str]:
 
 
 def _resolve(context: Context, work: ResolveWork) -> list[str]:
-    tried = [f"{one.strategy}: {one.reason}" for one in work.tried]
+    how, *moved = _reconcile(context, work)
+    return [
+        how,
+        file_part("The file before all of these changes", context.base or _absent(context.file.path)),
+        diff_part(f"Your own edit{intent(context.file)}", context.base, context.file),
+        *moved,
+    ]
+
+
+def _reconcile(context: Context, work: ResolveWork) -> list[str]:
+    """What is told of a conflict to whom knows its own edit, and what that was made on."""
     return [
         f"{context.file.path} was changed side by side. Reconcile the changes: your answer's blocks apply to "
         "the file as it is after the edit that came last, and bring in what the others changed. NO CHANGES "
         "means that this file is already the right result.",
-        file_part("The file before all of these changes", context.base or _absent(context.file.path)),
-        diff_part(f"Your own edit{_intent(context.file)}", context.base, context.file),
         *(
-            diff_part(f"What moved under it, change {i}{_intent(head)}", context.base, head)
+            diff_part(f"What moved under it, change {i}{intent(head)}", context.base, head)
             for i, head in enumerate(context.heads, 1)
         ),
         file_part("The file after the edit that came last, to which your blocks apply", context.file),
-        *feedback_parts("Tried before, without success:", tried),
+        *feedback_parts(
+            "Tried before, without success:", [f"{one.strategy}: {one.reason}" for one in work.tried]
+        ),
     ]
 
 
@@ -310,15 +349,10 @@ def _plan(context: Context, work: PlanWork) -> list[str]:
     ]
 
 
-def _intent(version: Version) -> str:
-    by = f" by {version.role}" if version.role else ""
-    return f"{by} ({version.summary})" if version.summary else by
-
-
 def _absent(path: str) -> Version:
     return Version(path, "", None)
 
 
 def opening(prompt: Prompt, more: str = "") -> tuple[Message, ...]:
-    """The first message of a conversation, with what is added to it."""
-    return (Message("user", f"{prompt.message}\n\n{more}" if more else prompt.message),)
+    """The beginning of a conversation, with what is added to its last message."""
+    return (*prompt.before, Message("user", f"{prompt.message}\n\n{more}" if more else prompt.message))

@@ -110,6 +110,20 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True)
+class Former:
+    """What the same task answered in an earlier round, and to what."""
+
+    shown: Mapping[str, Version]
+    """The files as the agent was shown them then, by path, as far as they are remembered."""
+    own: Version
+    """What it made of its file."""
+    is_live: bool
+    """Its edit is in the file's history, and what there is now was built on it or merged with it."""
+    tokens: int = 0
+    """What it took."""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """All that an agent is shown. It reads nothing else."""
 
@@ -124,6 +138,8 @@ class Context:
     """The other heads of a conflict, in log order: what moved under the agent's own edit."""
     merge: Merge | None = None
     """Where the strategy is `semantic`: then `file` is the first side, and the one of `heads` the second."""
+    former: Former | None = None
+    """In a later round, where the task has edited its file before."""
     map: RepoMap | None = None
     """What there is besides, for a role of a model. A hint, and no part of what was read."""
 

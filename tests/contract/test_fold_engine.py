@@ -1,10 +1,12 @@
 """The fold engine's rules, each found by breaking it, in memory and on a real Kafka and Redis."""
 
 import asyncio
+import operator
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -218,6 +220,26 @@ def test_a_crash_beside_the_state_doubles_no_output(
                 await place.until_said("a1", "b1", "a2", "a3")
                 await place.until_stored("a", 3)
                 await place.until_stored("b", 1)
+
+    run(go())
+
+
+def test_m_passes_the_marker_soon_after_the_records(world: World, request: pytest.FixtureRequest) -> None:
+    """Readers wait for M to pass the end of the log: not until the next tick."""
+
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            at = TopicPartition(place.counting.topic, 0)
+            async with place.engine(replace(LIMITS, tick_seconds=1_000.0)):
+                for count in (1, 2, 3):
+                    await place.send(f"a/{count}")
+                    await place.until_stored("a", count)
+                    _, end = await place.reader.watermarks(at)
+
+                    async def position() -> int:
+                        return (await place.store.load(0, [])).offset
+
+                    await until(position, partial(operator.eq, end), f"wanted {end}")
 
     run(go())
 

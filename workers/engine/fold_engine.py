@@ -14,6 +14,7 @@ step 4, or a load in step 2 that finds another M, means that the partition, or R
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -96,6 +97,8 @@ class FoldLimits:
     """The same after a batch of `loaded` records or more: under load a transaction costs more than a
     moment's wait."""
     loaded: int = 100
+    marker_seconds: float = 0.3
+    """After the last record, how long markers are looked for each beat; later ones are passed each tick."""
     states: int = 4_000
     """States kept in memory between two batches."""
     state_bytes: int = 2**30
@@ -170,6 +173,7 @@ class FoldEngine(Generic[S]):
         self._owner = f"{instance}/{nonce or uuid.uuid4().hex[:12]}"
         self._partitions: dict[int, _Partition] = {}
         self._states = Kept[S](self._limits.states, self._limits.state_bytes, consumer.weigh)
+        self._heard_at = -math.inf
         self._told: dict[tuple[int, str], int] = {}
         """Waits that were reported already and whose fact has not come back yet."""
 
@@ -185,9 +189,13 @@ class FoldEngine(Generic[S]):
         clock = asyncio.get_running_loop().time
         try:
             while not stop.is_set():
-                records = await consumer.poll(self._limits.batch, self._limits.poll_seconds)
+                records = await consumer.poll(self._limits.batch, self._patience(clock()))
                 began = clock()
                 batches = await self._fold(records)
+                if records:
+                    self._heard_at = began
+                elif self._awaits_markers(began):
+                    await self._pass_markers(consumer, batches)
                 if clock() - last_tick >= self._limits.tick_seconds:
                     last_tick = clock()
                     await self._see_kept(batches)
@@ -205,6 +213,16 @@ class FoldEngine(Generic[S]):
         finally:
             await consumer.close()
             await producer.close()
+
+    def _awaits_markers(self, now: float) -> bool:
+        """After records the marker of their transaction comes. It wakes no poll, and readers wait for M
+        to pass it."""
+        return now - self._heard_at < self._limits.marker_seconds
+
+    def _patience(self, now: float) -> float:
+        """How long the next poll may wait for a record."""
+        longest = self._limits.poll_seconds
+        return min(self._limits.beat_seconds, longest) if self._awaits_markers(now) else longest
 
     # The rebalance listener -------------------------------------------------------------------
 

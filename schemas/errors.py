@@ -26,9 +26,11 @@ class BadInput(ConvoyError):
 class Unavailable(ConvoyError):
     """A service (broker, Redis, model API, git remote) can't be reached or used now."""
 
-    def __init__(self, service: str, reason: str, remedy: str) -> None:
+    def __init__(self, service: str, reason: str, remedy: str, *, retry_within: float | None = None) -> None:
         super().__init__(f"{service}: {reason}. {remedy}")
         self.service, self.reason, self.remedy = service, reason, remedy
+        self.retry_within = retry_within
+        """Seconds within which another look is worth it; None: nobody knows."""
 
 
 class Flaw(StrEnum):

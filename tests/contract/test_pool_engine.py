@@ -81,6 +81,8 @@ class Work:
                             raise  # a stubborn task can't be cancelled, as a thread can't
             case "away" if self.begun.count(value) < 3:
                 raise Unavailable("a model", "it is away", "Wait")
+            case "busy" if self.begun.count(value) < 3:
+                raise Unavailable("a budget", "others hold it", "Wait", retry_within=0.05)
             case "garbage":
                 raise Undecodable(Flaw.TRUNCATED, "it ends too early")
             case "future":
@@ -278,6 +280,21 @@ def test_a_retry_blocks_its_key_and_no_slot(world: World) -> None:
                 await place.until_landed("away-1", "2", "3", "4", "5")
                 assert work.begun.count("away-1") == 3
                 assert work.begun.index("2") > work.begun.index("5")
+
+    run(go())
+
+
+def test_who_knows_when_to_look_again_is_believed(world: World) -> None:
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/busy-1")
+            async with place.engine(replace(LIMITS, retry_seconds=1_000, retry_limit_seconds=1_000)) as (
+                _,
+                work,
+                _,
+            ):
+                await place.until_landed("busy-1")
+                assert work.begun.count("busy-1") == 3
 
     run(go())
 

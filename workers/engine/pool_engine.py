@@ -378,7 +378,10 @@ class PoolEngine:
         if job.assignment.is_ending:  # its new owner does it
             self._lanes.give_back(lane)
             return
-        delay = min(self._limits.retry_seconds * 2**job.retries, self._limits.retry_limit_seconds)
+        limits = self._limits
+        delay = min(limits.retry_seconds * 2**job.retries, limits.retry_limit_seconds)
+        if isinstance(why, Unavailable) and why.retry_within is not None:
+            delay = min(delay, why.retry_within)
         job.retries += 1
         self._lanes.again(lane, asyncio.get_running_loop().time() + delay)
         logger.warning("a task waits %.0f s: %s", delay, why)

@@ -44,6 +44,8 @@ READING_SECONDS = 60.0
 LOOKS = 20
 LOOK_SECONDS = 0.1
 """So often, and with such pauses, a call looks whether another one has read the budget."""
+WAIT_SECONDS = 3.0
+"""A call that others leave no room for looks again after this time: they may end at any moment."""
 OVERHEAD_TOKENS, MESSAGE_TOKENS = 1_000, 50
 """What a server adds to a prompt, and to each message of it, at most."""
 _FREE = frozenset((Failure.KEY, Failure.QUOTA, Failure.REJECTED, Failure.RATE_LIMITED, Failure.OVERLOADED))
@@ -110,7 +112,8 @@ class Budgets:
                     return Held(origin, call_id, epoch, worst)
                 case Admission.WAIT:
                     self._metrics.budget.labels("waited").inc()
-                    raise Unavailable("budget", "calls in flight hold what is left of it", "Wait for them")
+                    reason = "calls in flight hold what is left of it"
+                    raise Unavailable("budget", reason, "Wait for them", retry_within=WAIT_SECONDS)
                 case Admission.REFUSED:
                     self._metrics.budget.labels("refused").inc()
                     raise OverBudget(_used_up(origin, spent, worst))

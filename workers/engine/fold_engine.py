@@ -99,8 +99,8 @@ class FoldLimits:
     loaded: int = 100
     marker_seconds: float = 0.3
     """After the last record, how long markers are looked for each beat; later ones are passed each tick."""
-    states: int = 4_000
-    """States kept in memory between two batches."""
+    states: int = 50_000
+    """States kept in memory between two batches: more than the files of a large repository."""
     state_bytes: int = 2**30
     """Of these, about."""
     transaction_attempts: int = 5

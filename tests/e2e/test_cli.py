@@ -270,7 +270,10 @@ def test_merge_stands_alone(fleet: Fleet, tmp_path: Path) -> None:
     assert (conflict.status, conflict.out.count("<<<<<<<")) == (1, 1)
 
 
-def test_a_forgotten_workspace_is_gone_until_its_log_is_read_again(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_forgotten_workspace_is_gone_until_its_log_is_read_again(
+    main: MainJob, fleet: Fleet, tmp_path: Path
+) -> None:
+    """`main` is another workspace on the same topics: they can't be erased for the sake of one."""
     repo = repository(tmp_path / "repo", {"a.py": ACCOUNTS.encode()})
     one = {"generate": ["isort"], "review": [], "test": []}
     job = fleet.run_job(spec(repo, workspace="secret", files=["a.py"], pipeline=one))

@@ -100,11 +100,6 @@ class Tracing:
         """Without a tracer nothing is told."""
         self._tracer = tracer
 
-    @property
-    def is_on(self) -> bool:
-        """True where spans are told."""
-        return self._tracer is not None
-
     def within(self, headers: Headers) -> AbstractContextManager[Span]:
         """What is told inside belongs below the span of which these headers speak."""
         if self._tracer is None or TRACEPARENT not in headers:

@@ -15,6 +15,7 @@ from codeconvoy.orchestrator.logs import TRACED_FORMAT, Discreet
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.orchestrator.telemetry import Traced, exporting, tracing
 from codeconvoy.schemas.errors import BadInput
+from codeconvoy.workers.tracing import OFF
 from tests.spans import Spans, traceparent
 
 OTLP = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
@@ -56,7 +57,7 @@ class Kept(SpanExporter):
 
 def test_it_is_off_by_default() -> None:
     with tracing(load_settings(), "client", "me") as told:
-        assert not told.is_on
+        assert told is OFF
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,21 +76,24 @@ def long_bytes(number: int) -> bytes:
 
 def long_at(raw: bytes, at: int) -> tuple[int, int]:
     """The number whose first byte is the one before `at`, and where it ends."""
-    rest = 0
-    for place, shift in enumerate(range(0, 70, 7), at - 1):
-        byte = raw[place]
+    rest, shift, at = 0, 0, at - 1
+    while (byte := raw[at]) > 0x7F:
         rest |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-    else:
-        raise OverflowError("a number of more than ten bytes")
+        shift += 7
+        if shift > 63:
+            raise OverflowError("a number of more than ten bytes")
+        at += 1
+    rest |= byte << shift
     if rest >> 64:
         raise OverflowError("a number of more than 64 bits")
-    return (rest >> 1) ^ -(rest & 1), place + 1
+    return (rest >> 1) ^ -(rest & 1), at + 1
 
 
 def size_at(raw: bytes, at: int) -> tuple[int, int]:
     """A length or count, as `long_at` reads it."""
+    first, second = raw[at - 1], raw[at]
+    if first & 129 == 128 and second < 128:  # as of a hash in hex
+        return (first & 127 | second << 7) >> 1, at + 1
     size, at = long_at(raw, at)
     if size < 0:
         raise ValueError("a negative size")
@@ -228,8 +231,7 @@ class _Maker:
         schema = self._resolved(schema)
         match _check(schema, of):
             case "string" | "bytes" as primitive:
-                yield from _read_size(pad)
-                yield f"{pad}end = at + size"
+                yield from _read_size(pad, "end = at + {}")
                 yield f"{pad}{target} = raw[at:end]" + (".decode()" if primitive == "string" else "")
                 yield f"{pad}at = end"
             case "long":
@@ -254,7 +256,7 @@ class _Maker:
                 items, item = self._fresh("items"), self._fresh("item")
                 assert isinstance(of, shape.VarTupleType), "checked above"
                 yield f"{pad}{target} = ()"
-                yield from _read_size(pad)
+                yield from _read_size(pad, "size = {}")
                 yield f"{pad}if size:"
                 yield f"{pad}    {items} = []"
                 yield f"{pad}    for _ in range(size):"
@@ -307,13 +309,15 @@ class _Maker:
         return name
 
 
-def _read_size(pad: str) -> Iterator[str]:
+def _read_size(pad: str, use: str) -> Iterator[str]:
+    """Lines that read a size and use it. Those of several bytes, and negative ones, take a call."""
     yield f"{pad}size = raw[at]"
     yield f"{pad}at += 1"
-    yield f"{pad}if size & 129:"  # of several bytes, or negative
+    yield f"{pad}if size & 129:"
     yield f"{pad}    size, at = size_at(raw, at)"
+    yield f"{pad}    {use.format('size')}"
     yield f"{pad}else:"
-    yield f"{pad}    size >>= 1"
+    yield f"{pad}    {use.format('(size >> 1)')}"
 
 
 def _type_of(schema: Schema) -> str:

@@ -76,8 +76,9 @@ def fold(history: FileHistory, event: Event) -> tuple[FileHistory, tuple[Judged,
     """
     if event.event_id in history.entries:
         return history, ((event.event_id, Verdict(VerdictKind.DUPLICATE)),)
-    history = with_room(history, event.edit is not None)
-    if event.edit is not None:
+    is_edit = event.edit is not None
+    history = with_room(history, is_edit)
+    if is_edit:
         if history.claim is not None and not _resolves(history.claim, event):
             return _defer(history, event)
         return _judge_edit(history, event, history.next_seq)
@@ -174,7 +175,8 @@ def _verdict(history: FileHistory, event: Event) -> tuple[Verdict, Edit | None]:
         content = apply(payload.patch, base.content if base else None, base.sha256 if base else None)
     except PatchRejected as rejected:
         return Verdict(VerdictKind.INVALID, f"the patch does not apply: {rejected}"), None
-    heads = (*(head for head in history.heads if head not in parents), event.event_id)
+    left = () if history.heads == parents else tuple(head for head in history.heads if head not in parents)
+    heads = (*left, event.event_id)
     if len(heads) > 1 and event.consistency is Consistency.STRONG and not _joins(event):
         return Verdict(VerdictKind.STALE, "the head has moved, and the job is strong"), None
     if len(heads) > MAX_HEADS:

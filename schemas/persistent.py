@@ -15,8 +15,12 @@ _LEAST = 32
 """Changes that are kept apart before two dicts are joined, however small the whole is."""
 _JOINS = 4
 """Joins that are remembered, to find what has changed since a version before them."""
+_STEPS = 64
+"""Versions that are remembered, to find what has changed since one of them."""
 
 _Join = tuple[object, Iterable[str]]
+_Trail = tuple[Iterable[str], "_Trail | None"]
+"""The keys that a version has changed, and the version before it: each has its own."""
 _NONE = object()
 
 
@@ -29,7 +33,7 @@ class PersistentMap(Mapping[str, V]):
     change costs about the square root of the size, with a small constant.
     """
 
-    __slots__ = ("_apart", "_base", "_joins", "_len", "_name")
+    __slots__ = ("_apart", "_base", "_joins", "_len", "_name", "_steps", "_trail")
 
     def __init__(self, items: Mapping[str, V] | None = None) -> None:
         self._base: dict[str, V] = dict(items or {})
@@ -40,6 +44,9 @@ class PersistentMap(Mapping[str, V]):
         self._joins: tuple[_Join, ...] = ()
         """The bases before this one, the latest last, each with the keys that its end has changed."""
         self._len = len(self._base)
+        self._trail: _Trail = ([], None)
+        self._steps = 0
+        """How long the trail is."""
 
     def updated(self, changes: Mapping[str, V | None]) -> "PersistentMap[V]":
         """A copy with these values set; None removes a key that is there."""
@@ -60,7 +67,10 @@ class PersistentMap(Mapping[str, V]):
                 apart[key] = value
         if len(apart) > _LEAST and len(apart) > 3 * isqrt(len(base)):
             return self._joined(apart, length)
-        return self._made(base, self._name, apart, length, self._joins)
+        made = self._made(base, self._name, apart, length, self._joins)
+        if self._steps < _STEPS:
+            made._trail, made._steps = (tuple(changes), self._trail), self._steps + 1
+        return made
 
     def _joined(self, apart: dict[str, V | None], length: int) -> "PersistentMap[V]":
         """A version with nothing kept apart."""
@@ -73,6 +83,7 @@ class PersistentMap(Mapping[str, V]):
     ) -> "PersistentMap[V]":
         made: PersistentMap[V] = PersistentMap.__new__(PersistentMap)
         made._base, made._name, made._apart, made._len, made._joins = base, name, apart, length, joins
+        made._trail, made._steps = ([], None), 0  # made anew: it stands for this version alone
         return made
 
     def changed_since(self, before: "PersistentMap[V] | None") -> dict[str, V | None]:
@@ -85,6 +96,12 @@ class PersistentMap(Mapping[str, V]):
 
     def _touched_since(self, before: "PersistentMap[V]") -> Iterable[str]:
         """No key that has changed is missing here."""
+        trail, changed = self._trail, list[str]()
+        while trail is not before._trail and trail[1] is not None:
+            changed += trail[0]
+            trail = trail[1]
+        if trail is before._trail:
+            return dict.fromkeys(changed)
         was, now = before._apart, self._apart
         if self._name is before._name:
             differing = [key for key, value in now.items() if was.get(key, _NONE) is not value]

@@ -4,7 +4,7 @@
 
 A trap is a file in TRAPS, set by a test for one process: at this step, for the so-manieth time,
 that process sends itself this signal. The program is the product's own; around its agents and
-around the Kafka client's transactional producer there is a look at the trap, and nothing else.
+around the Kafka client's producer and consumer there is a look at the trap, and nothing else.
 """
 
 import os
@@ -17,10 +17,10 @@ from signal import Signals
 from typing import Any
 from unittest.mock import patch
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
 
 from codeconvoy.orchestrator import cli, fleet
-from codeconvoy.workers.engine import kafka_producer
+from codeconvoy.workers.engine import kafka_consumer, kafka_producer
 from codeconvoy.workers.roles.agents import make_agent
 from codeconvoy.workers.roles.role import Agent, Answer, Context
 
@@ -28,8 +28,7 @@ FLUSH_SECONDS = 10.0
 
 
 class Step(StrEnum):
-    """Where a process can be stopped. Only transactions that write something count, but for those of
-    `SILENT` processes."""
+    """Where a process can be stopped. Only what writes something counts, but for `SILENT` processes."""
 
     REPLIED = "replied"
     """The model has answered; nothing of it is on the log."""
@@ -42,7 +41,7 @@ class Step(StrEnum):
 
 
 SILENT = ("projector", "orchestrator")
-"""They have nothing to write but offsets: always, or often."""
+"""They have nothing to write but offsets, always or often: their commits of offsets alone count too."""
 IN_TRANSACTIONS = (Step.PRODUCED, Step.SENT, Step.COMMITTED)
 
 
@@ -174,6 +173,21 @@ def trapped(trap: Trap, is_silent: bool) -> type[Producer]:
     return Trapped
 
 
+def trapped_consumer(trap: Trap, is_silent: bool) -> type[Consumer]:
+    """The client's consumer, with a trap before and after a commit of offsets alone."""
+
+    class Trapped(Consumer):
+        def commit(self, *arguments: Any, **named: Any) -> Any:
+            for step in (Step.PRODUCED, Step.SENT) if is_silent else ():
+                trap.at(step)
+            answer = super().commit(*arguments, **named)
+            if is_silent:
+                trap.at(Step.COMMITTED)
+            return answer
+
+    return Trapped
+
+
 def main() -> None:
     """Run the command line with the trap of its process."""
     directory = Path(sys.argv.pop(1))
@@ -187,6 +201,7 @@ def main() -> None:
     with (
         patch.object(fleet, "make_agent", make),
         patch.object(kafka_producer, "Producer", trapped(trap, kind in SILENT)),
+        patch.object(kafka_consumer, "Consumer", trapped_consumer(trap, kind in SILENT)),
     ):
         cli.main()
 

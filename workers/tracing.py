@@ -11,8 +11,8 @@ texts of errors, which may quote it.
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 
+from msgspec.structs import replace
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,

@@ -337,6 +337,32 @@ def test_a_token_is_refused_before_joining_and_when_stale(world: World) -> None:
     run(test())
 
 
+def test_offsets_are_committed_alone(world: World) -> None:
+    async def test() -> None:
+        async with bus_with_topic(world) as (bus, topic):
+            group, at = world.name("g"), TopicPartition(topic, 0)
+            producer = await bus.producer(world.name("p"))
+            await producer.transaction(outs(topic, "one", "two", "three"))
+            early = bus.consumer(group, [topic], Listener(), "early")
+            with pytest.raises(Fenced):
+                await early.commit({at: Committed(3)})
+            await early.close()
+            member = await joined(bus, group, topic, Listener())
+            await member.consumer.commit({at: Committed(1)})
+            await producer.transaction([], {at: Committed(3)}, group, await member.consumer.group_token())
+            await member.consumer.commit({at: Committed(2, "two")})
+            with pytest.raises(TooLarge):
+                await member.consumer.commit({at: Committed(3, "m" * (MAX_METADATA + 1))})
+            await member.consumer.close()
+            again = Listener()
+            other = await joined(world.another(), group, topic, again)
+            assert again.committed[at] == Committed(2, "two")
+            assert values(await other.records(1)) == ["three"]
+            await other.consumer.close()
+
+    run(test())
+
+
 def test_what_was_not_committed_is_delivered_again(world: World) -> None:
     async def test() -> None:
         async with bus_with_topic(world) as (bus, topic):

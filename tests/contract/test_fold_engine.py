@@ -224,6 +224,47 @@ def test_a_crash_beside_the_state_doubles_no_output(
     run(go())
 
 
+def test_no_more_is_committed_until_the_last_state_is_stored(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    """The next batch is folded meanwhile. Were it committed too, M could be two batches behind N."""
+
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            folded, held, release = list[bytes](), asyncio.Event(), asyncio.Event()
+
+            @dataclass
+            class Watched(Counting):
+                def step(self, state: int, record: Record, now: int) -> tuple[int, Sequence[Outgoing]]:
+                    folded.append(record.value)
+                    return super().step(state, record, now)
+
+            class Held(Interrupted):
+                async def commit(self, owner: str, writes: Sequence[Write]) -> None:
+                    if any(write.changes for write in writes):
+                        held.set()
+                        await release.wait()
+                    await self.inner.commit(owner, writes)
+
+            place.counting = Watched(place.counting.topic, place.counting.target)
+            bus, stop = world.another(), asyncio.Event()
+            engine = place.make(bus, Held(place.store, lambda: None), replace(LIMITS, batch=1))
+            await place.send("a/1", "a/2")
+            running = asyncio.create_task(engine.run(stop))
+            await held.wait()
+            await until_true(lambda: b"2" in folded)
+            await place.until_said("a1")
+            assert (await place.store.load(0, ["a"])).fields == (None,)
+            release.set()
+            await place.until_said("a1", "a2")
+            stop.set()
+            await running
+            assert (await place.store.load(0, ["a"])).fields == (b"2",), "stored before the group is left"
+            await bus.close()
+
+    run(go())
+
+
 def test_m_passes_the_marker_soon_after_the_records(world: World, request: pytest.FixtureRequest) -> None:
     """Readers wait for M to pass the end of the log: not until the next tick."""
 

@@ -15,7 +15,7 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.dead_letters import DeadLetter
 from codeconvoy.schemas.errors import Aborted, Flaw, Unavailable, Undecodable
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES
-from codeconvoy.workers.engine.attempts import Attempt, MemoryAttempts
+from codeconvoy.workers.engine.attempts import At, Attempt, MemoryAttempts
 from codeconvoy.workers.engine.bus import (
     Bus,
     Committed,
@@ -408,5 +408,32 @@ def test_suspects_run_apart_and_only_a_death_alone_counts(world: World) -> None:
             async with place.engine() as (_, work, _):
                 await place.send("a/4")
                 await until_true(lambda: work.ended == ["4"])
+
+    run(go())
+
+
+def test_a_start_that_is_being_noted_is_taken_back_before_its_partition_is_given_up(world: World) -> None:
+    """The next owner would take the note for one that a dead process has left."""
+
+    class Slow(MemoryAttempts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noted, self.answer = asyncio.Event(), asyncio.Event()
+
+        async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
+            found = await super().begin(starts)
+            self.noted.set()
+            await self.answer.wait()
+            return found
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            place.attempts = slow = Slow()
+            await place.send("a/1")
+            async with place.engine() as (_, work, _):
+                await slow.noted.wait()
+                asyncio.get_running_loop().call_later(0.1, slow.answer.set)
+            assert work.begun == []
+            assert await slow.begin([(0, 0)]) == {}, "nothing is held against it"
 
     run(go())

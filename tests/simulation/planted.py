@@ -5,7 +5,7 @@ Each is a mistake that was made, or is easily made, in an engine of this kind.
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from codeconvoy.schemas.errors import Aborted, Undecodable
@@ -24,6 +24,7 @@ from codeconvoy.workers.engine.lanes import Job, Lane, Lanes
 from codeconvoy.workers.engine.offsets import Offsets, encode
 from codeconvoy.workers.engine.pool_engine import PoolEngine
 from codeconvoy.workers.engine.results import Result, Results
+from codeconvoy.workers.engine.state import Write
 from tests.simulation.engine_world import WENT_ON
 from tests.simulation.world import NEVER, Engines
 
@@ -36,12 +37,13 @@ class StateFirst(FoldEngine[Any]):
     """Writes the state before the outputs: a crash between the two loses the outputs."""
 
     async def _write(self, producer: Producer, consumer: Consumer, batches: dict[int, Any]) -> None:
-        self._mine = {number: batch for number, batch in batches.items() if number in self._partitions}
-        await FoldEngine._store_states(self, self._mine)
+        mine = {number: batch for number, batch in batches.items() if number in self._partitions}
+        await self._keep(FoldEngine._passed(self, mine), {})
         await super()._write(producer, consumer, batches)
 
-    async def _store_states(self, batches: Mapping[int, Any]) -> None:
+    def _passed(self, batches: Mapping[int, Any]) -> list[Write]:
         """Done already."""
+        return []
 
 
 class LoudCatchUp(FoldEngine[Any]):
@@ -64,10 +66,11 @@ class BlindLoad(FoldEngine[Any]):
 class BlindWrite(FoldEngine[Any]):
     """Puts its state over whatever is stored."""
 
-    async def _store_states(self, batches: Mapping[int, Any]) -> None:
-        for number in batches:
-            self._partitions[number].position = await self._store.take(number, self._owner)
-        await super()._store_states(batches)
+    async def _keep(self, writes: Sequence[Write], news: Mapping[str, Any]) -> None:
+        taken = [
+            replace(write, expected=await self._store.take(write.partition, self._owner)) for write in writes
+        ]
+        await super()._keep(taken, news)
 
 
 class NeverLooks(FoldEngine[Any]):

@@ -4,10 +4,10 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from opentelemetry.semconv._incubating.attributes import (
     error_attributes,
     gen_ai_attributes,

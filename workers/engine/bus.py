@@ -6,8 +6,13 @@ others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NewType, Protocol
+
+import msgspec
+
+_NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -18,8 +23,7 @@ class TopicPartition:
     partition: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A record as it was read. The value is bytes: the consumer decodes."""
 
     topic: str
@@ -27,7 +31,7 @@ class Record:
     offset: int
     key: str
     value: bytes
-    headers: Mapping[str, bytes] = field(default_factory=dict)
+    headers: Mapping[str, bytes] = _NO_HEADERS
     timestamp: int = 0
     """Milliseconds since the epoch, as the broker or client stamped it. Information only."""
 
@@ -37,14 +41,13 @@ class Record:
         return TopicPartition(self.topic, self.partition)
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A record to be written. The partition follows from the key, unless `partition` is given."""
 
     topic: str
     key: str
     value: bytes
-    headers: Mapping[str, bytes] = field(default_factory=dict)
+    headers: Mapping[str, bytes] = _NO_HEADERS
     partition: int | None = None
 
 
@@ -111,6 +114,16 @@ class Consumer(Protocol):
 
         Raises:
             Fenced: this consumer has not joined (a generation of -1 would not be fenced).
+        """
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """Commit offsets where there is nothing to write with them: what a transaction would cost
+        many times as much for.
+
+        Raises:
+            Aborted: they may not be committed; the same may be tried again, in a transaction too.
+            Fenced: this member is not in the group any more and can't come back by itself.
         """
         ...
 

@@ -4,8 +4,9 @@ Projector, detector and orchestrator are this loop around a pure step. For each 
 
     1. poll
     2. fold: load the states that are missing, step each record, collect the outputs
-    3. first one Kafka transaction: outputs and consumed offset N
-    4. then states and offset M to Redis, in one request; each partition's are written as a whole
+    3. first one Kafka transaction: outputs and consumed offset N; without outputs N alone is committed
+    4. then states and offset M to Redis, in one request; each partition's are written as a whole. Steps
+       1 and 2 of the next batch run meanwhile, which nobody sees; its step 3 waits
 
 A crash between 3 and 4 leaves M < N: on assignment the engine folds M..N again, silently, and
 goes live at N. So outputs and states both take effect exactly once. A write that is refused in
@@ -88,7 +89,7 @@ class FoldConsumer(Protocol[S]):
 class FoldLimits:
     """Sizes and times of the loop."""
 
-    batch: int = 1_000
+    batch: int = 2_000
     poll_seconds: float = 0.5
     beat_seconds: float = 0.03
     """Between the beginnings of two batches, after a small one: what comes meanwhile goes together, in
@@ -174,6 +175,8 @@ class FoldEngine(Generic[S]):
         self._partitions: dict[int, _Partition] = {}
         self._states = Kept[S](self._limits.states, self._limits.state_bytes, consumer.weigh)
         self._heard_at = -math.inf
+        self._storing: asyncio.Task[None] | None = None
+        """Step 4 of the last batch, on its way."""
         self._told: dict[tuple[int, str], int] = {}
         """Waits that were reported already and whose fact has not come back yet."""
 
@@ -210,7 +213,9 @@ class FoldEngine(Generic[S]):
                 self._health.turned(progressed=bool(batches), behind=bool(records))
                 if batches and len(records) < self._limits.batch:
                     await asyncio.sleep(max(0.0, began + self._limits.beat(len(records)) - clock()))
+            await self._stored_all()
         finally:
+            await self._give_up()
             await consumer.close()
             await producer.close()
 
@@ -246,6 +251,7 @@ class FoldEngine(Generic[S]):
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Each turn commits what it folded, so there is nothing left to commit."""
+        await self._stored_all()
         for at in partitions:
             self._forget(at.partition)
             self._partitions.pop(at.partition, None)
@@ -272,7 +278,9 @@ class FoldEngine(Generic[S]):
             partition = self._partitions.get(record.partition)
             if partition is None or partition.stopped_at is not None:
                 continue
-            batch = batches.setdefault(record.partition, _Batch(partition.position))
+            batch = batches.get(record.partition)
+            if batch is None:
+                batch = batches[record.partition] = _Batch(partition.position)
             if record.offset < batch.position:
                 continue
             try:
@@ -323,6 +331,8 @@ class FoldEngine(Generic[S]):
                 self._states.use((number, key))
             elif number in self._partitions:
                 missing.setdefault(number, []).append(key)
+        if missing:
+            await self._stored_all()
         await asyncio.gather(*(self._load_from(number, keys) for number, keys in missing.items()))
 
     async def _load_from(self, number: int, keys: Sequence[str]) -> None:
@@ -343,6 +353,7 @@ class FoldEngine(Generic[S]):
     async def _see_kept(self, batches: Mapping[int, _Batch[S]]) -> None:
         """See that the states of idle partitions are still there: nobody else would notice that they
         were lost, and readers would wait for ever."""
+        await self._stored_all()
         idle = [one for number, one in self._partitions.items() if number not in batches]
         await asyncio.gather(*(self._read(partition, ()) for partition in idle))
 
@@ -372,7 +383,8 @@ class FoldEngine(Generic[S]):
                 batches[at.partition] = _Batch(position)
 
     async def _write(self, producer: Producer, consumer: Consumer, batches: dict[int, _Batch[S]]) -> None:
-        """Steps 3 and 4."""
+        """Step 3, and step 4 begun."""
+        await self._stored_all()
         batches = {number: batch for number, batch in batches.items() if number in self._partitions}
         live = {
             self._partitions[number].at: Committed(batch.position)
@@ -380,9 +392,23 @@ class FoldEngine(Generic[S]):
             if batch.position >= self._partitions[number].live_from
         }
         outputs = [output for batch in batches.values() for output in batch.outputs]
-        if live or outputs:
+        if outputs:
             await self._transaction(producer, consumer, outputs, live)
-        await self._store_states(batches)
+        elif live:
+            await self._commit(producer, consumer, live)
+        if batches:
+            news = self._news(batches)
+            self._storing = asyncio.create_task(self._keep(self._passed(batches), news))
+
+    async def _commit(
+        self, producer: Producer, consumer: Consumer, offsets: Mapping[TopicPartition, Committed]
+    ) -> None:
+        """Write N, where there is nothing to be true together with it."""
+        try:
+            await consumer.commit(offsets)
+        except Aborted:
+            self._metrics.aborts.inc()
+            await self._transaction(producer, consumer, (), offsets)
 
     async def _transaction(
         self,
@@ -405,19 +431,38 @@ class FoldEngine(Generic[S]):
                 self._metrics.outputs.inc(len(outputs))
                 return
 
-    async def _store_states(self, batches: Mapping[int, _Batch[S]]) -> None:
-        """Step 4, and what this process remembers of it."""
-        writes = {}
+    async def _keep(self, writes: Sequence[Write], news: Mapping[str, tuple[S | None, S]]) -> None:
+        """Step 4."""
+        if writes:
+            await self._store.commit(self._owner, writes)
+        if self._stored is not None and news:
+            await self._stored(news)
+
+    async def _stored_all(self) -> None:
+        """Wait until step 4 of the last batch is done.
+
+        Raises:
+            PartitionLost, Unavailable: it was refused, or failed. Nothing was committed since.
+        """
+        storing, self._storing = self._storing, None
+        if storing is not None:
+            await storing
+
+    async def _give_up(self) -> None:
+        """Leave step 4 undone where this process fails: the next owner repeats it from the log."""
+        storing, self._storing = self._storing, None
+        if storing is not None:
+            storing.cancel()
+            await asyncio.gather(storing, return_exceptions=True)
+
+    def _passed(self, batches: Mapping[int, _Batch[S]]) -> list[Write]:
+        """Go on behind these batches. What of them is to be written."""
+        writes = []
         for number, batch in batches.items():
             partition = self._partitions[number]
             changes = self._changes(partition, batch)
             if batch.position > partition.position or changes:
-                writes[number] = Write(number, partition.position, batch.position, changes)
-        if writes:
-            await self._store.commit(self._owner, list(writes.values()))
-        news = self._news(batches)
-        for number, batch in batches.items():
-            partition = self._partitions[number]
+                writes.append(Write(number, partition.position, batch.position, changes))
             partition.position = batch.position
             partition.live_marked = batch.position >= partition.live_from
             for key, state in batch.states.items():
@@ -431,8 +476,7 @@ class FoldEngine(Generic[S]):
             self._metrics.duplicates.inc(batch.duplicates)
             self._metrics.batch.observe(batch.records)
         self._states.shrink()
-        if self._stored is not None and news:
-            await self._stored(news)
+        return writes
 
     def _news(self, batches: Mapping[int, _Batch[S]]) -> Mapping[str, tuple[S | None, S]]:
         """The states that `_stored` is told of: none that are just caught up with."""

@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from codeconvoy.schemas.errors import BusError, Fenced, Unavailable
 from codeconvoy.schemas.topics import MAX_LETTER_BYTES, PARTITIONER
-from codeconvoy.workers.engine.bus import Record, TopicPartition
+from codeconvoy.workers.engine.bus import Committed, Record, TopicPartition
 from codeconvoy.workers.engine.limits import key_text
 
 T = TypeVar("T")
@@ -193,6 +193,14 @@ def as_kafka(partition: TopicPartition, offset: int | None = None) -> KafkaParti
     if offset is None:
         return KafkaPartition(partition.topic, partition.partition)
     return KafkaPartition(partition.topic, partition.partition, offset)
+
+
+def as_offsets(offsets: Mapping[TopicPartition, Committed]) -> list[KafkaPartition]:
+    """Offsets to be committed, in the client's type."""
+    return [
+        KafkaPartition(at.topic, at.partition, committed.offset, committed.metadata)
+        for at, committed in offsets.items()
+    ]
 
 
 def from_kafka(partition: KafkaPartition) -> TopicPartition:

@@ -18,7 +18,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as KafkaPartition
 
-from codeconvoy.schemas.errors import BusError, Fenced
+from codeconvoy.schemas.errors import Aborted, BusError, Fenced
 from codeconvoy.workers.engine.bus import (
     Committed,
     GroupToken,
@@ -31,10 +31,12 @@ from codeconvoy.workers.engine.kafka_client import (
     Settings,
     as_bus_error,
     as_kafka,
+    as_offsets,
     as_record,
     from_kafka,
     persist,
 )
+from codeconvoy.workers.engine.limits import check_limits
 
 _SLICE_SECONDS = 0.01
 """How long one look for records may keep other requests waiting."""
@@ -72,6 +74,13 @@ def generation(metadata: bytes) -> int:
     if not metadata.startswith(b"CGMDv2:") or len(metadata) < 11:
         raise BusError("This librdkafka serialises group metadata in a way that codeconvoy does not know")
     return int(struct.unpack_from("<i", metadata, 7)[0])
+
+
+def _refusal(error: KafkaError) -> BusError:
+    """The error to raise for offsets that were not committed. A group that moves on (a stale generation,
+    a rebalance) and a coordinator that is away both pass."""
+    found = as_bus_error(error)
+    return found if error.fatal() or isinstance(found, Fenced) else Aborted(str(found))
 
 
 class _Poll:
@@ -132,9 +141,10 @@ class KafkaConsumer:
             raise Fenced("this consumer has not joined its group")
         return GroupToken(MemberToken(metadata, self))
 
-    async def commit(self, offsets: Sequence[KafkaPartition]) -> None:
-        """Commit outside a transaction: only for a broker that forgets offsets sent inside one."""
-        await self._owner.run(lambda: self._consumer.commit(offsets=list(offsets), asynchronous=False))
+    async def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """See `Consumer.commit`."""
+        check_limits((), offsets)
+        await self._owner.run(partial(self._commit, as_offsets(offsets)))
 
     async def seek(self, partition: TopicPartition, offset: int) -> None:
         """See `Consumer.seek`."""
@@ -198,6 +208,17 @@ class KafkaConsumer:
         # All else the client gets over by itself, or it comes as a message's error.
         if error.code() == KafkaError._AUTHENTICATION:
             self._failure = as_bus_error(error)
+
+    def _commit(self, offsets: list[KafkaPartition]) -> None:
+        if generation(self._consumer.consumer_group_metadata()) < 0:
+            raise Fenced("this consumer has not joined its group")  # an empty group would take them
+        try:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False) or ()
+        except KafkaException as error:
+            raise _refusal(error.args[0]) from error
+        for answer in answers:
+            if answer.error is not None:
+                raise _refusal(answer.error)
 
     def _positions(self) -> dict[TopicPartition, int]:
         assigned = [as_kafka(partition) for partition in self._starts]

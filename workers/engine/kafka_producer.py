@@ -25,7 +25,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from codeconvoy.schemas.errors import Aborted, BusError
 from codeconvoy.workers.engine.bus import Committed, GroupToken, Outgoing, TopicPartition
-from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error, persist
+from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error, as_offsets, persist
 from codeconvoy.workers.engine.kafka_consumer import MemberToken
 from codeconvoy.workers.engine.limits import check_limits, key_bytes
 
@@ -77,13 +77,9 @@ class KafkaProducer:
             return
         if not isinstance(token, MemberToken):
             raise BusError("offsets need the group token of a consumer of the Kafka bus")
-        partitions = [
-            KafkaPartition(at.topic, at.partition, committed.offset, committed.metadata)
-            for at, committed in offsets.items()
-        ]
-        await self._on_thread(lambda: self._transact(outputs, partitions, token.metadata))
-        if self._embedded:
-            await token.consumer.commit(partitions)
+        await self._on_thread(lambda: self._transact(outputs, as_offsets(offsets), token.metadata))
+        if self._embedded:  # it forgets offsets that were sent in a transaction
+            await token.consumer.commit(offsets)
 
     async def close(self) -> None:
         """See `Producer.close`."""

@@ -274,12 +274,25 @@ class MemoryBroker:
         Raises:
             Aborted: the member left, or the group has moved on.
         """
-        state = self.groups.get(group, Group())
-        if token.member not in state.members or token.generation != state.generation:
+        if not self._is_current(group, token):
             self.end(transaction, Outcome.ABORTED, now)
             raise Aborted("the group token is stale")
         transaction.group = group
         transaction.offsets |= offsets
+
+    def commit_alone(self, group: str, token: Token, offsets: Offsets) -> None:
+        """Commit offsets outside of any transaction, for a member of the group's current generation.
+
+        Raises:
+            Aborted: the member left, or the group has moved on; or so it is decided.
+        """
+        if not self._is_current(group, token) or self.random.random() < self.abort_rate:
+            raise Aborted("the offsets were refused")
+        self.groups[group].committed |= offsets
+
+    def _is_current(self, group: str, token: Token) -> bool:
+        state = self.groups.get(group, Group())
+        return token.member in state.members and token.generation == state.generation
 
     def end(self, transaction: Transaction, outcome: Outcome, now: float) -> None:
         """Commit or abort: outputs and offsets both. Each of its partitions gets a marker."""

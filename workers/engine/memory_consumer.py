@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from codeconvoy.schemas.errors import BusError, Fenced
-from codeconvoy.workers.engine.bus import GroupToken, RebalanceListener, Record, TopicPartition
+from codeconvoy.workers.engine.bus import Committed, GroupToken, RebalanceListener, Record, TopicPartition
+from codeconvoy.workers.engine.limits import check_limits
 from codeconvoy.workers.engine.memory_broker import Group, MemoryBroker, Token
 
 YieldPoint = Callable[[str], Awaitable[None]]
@@ -103,6 +104,18 @@ class MemoryConsumer:
         if not self._joined or self.member not in self._state.members:
             raise Fenced("this consumer has not joined its group")
         return GroupToken(Token(self.member, self._state.generation))
+
+    async def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """See `Consumer.commit`."""
+        check_limits((), offsets)
+        await self._point("commit")
+        self._see_alive()
+        if not self._joined:
+            raise Fenced("this consumer has not joined its group")
+        token = Token(self.member, self._state.generation)
+        self._process.broker.commit_alone(self._group, token, offsets)
+        # Who dies here has committed and does not know it.
+        await self._point("committed")
 
     async def seek(self, partition: TopicPartition, offset: int) -> None:
         """See `Consumer.seek`."""

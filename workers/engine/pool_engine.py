@@ -243,6 +243,7 @@ class PoolEngine:
             if assignment := self._assigned.get(number):
                 assignment.is_ending = True
         self._lanes.clear(partitions)
+        await self._starter.settle(self._limits.drain_seconds)
         running = [lane.task for lane in self._lanes.in_flight(partitions) if lane.task is not None]
         if running:
             await asyncio.wait(running, timeout=self._limits.drain_seconds)

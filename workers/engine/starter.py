@@ -49,6 +49,11 @@ class Starter:
         if self._chosen and (self._noting is None or self._noting.done()):
             self._noting = asyncio.create_task(self._note_all())
 
+    async def settle(self, seconds: float) -> None:
+        """Wait at most so long until what was chosen has begun, or its note is taken back."""
+        if self._noting is not None and not self._noting.done():
+            await asyncio.wait([self._noting], timeout=seconds)
+
     async def stop(self) -> None:
         """Begin nothing more."""
         if self._noting is not None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+import msgspec
 from redis.asyncio import Redis
 
 from codeconvoy.schemas.errors import PartitionLost
@@ -23,9 +24,14 @@ _COMMIT = """
 local m = redis.call('HGET', KEYS[1], '@offset') or '0'
 local owner = redis.call('HGET', KEYS[1], '@owner') or ''
 if m ~= ARGV[1] or owner ~= ARGV[2] then return {m, owner} end
-local last = 4 + 2 * tonumber(ARGV[4])
-for i = 5, last, 4000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 3999, last))) end
-for i = last + 1, #ARGV, 4000 do redis.call('HDEL', KEYS[1], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
+local given, at = {}, 1
+for i, size in ipairs(cmsgpack.unpack(ARGV[5])) do
+  given[i] = string.sub(ARGV[6], at, at + size - 1)
+  at = at + size
+end
+local last, all = 2 * tonumber(ARGV[4]), #given
+for i = 1, last, 4000 do redis.call('HSET', KEYS[1], unpack(given, i, math.min(i + 3999, last))) end
+for i = last + 1, all, 4000 do redis.call('HDEL', KEYS[1], unpack(given, i, math.min(i + 3999, all))) end
 redis.call('HSET', KEYS[1], '@offset', ARGV[3])
 return {}
 """
@@ -170,10 +176,13 @@ class _ShadowStore(RedisStore):
 
 
 def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
-    """The arguments of the script that commits."""
-    sets = [item for name, value in write.changes.items() if value is not None for item in (name, value)]
-    deletes = [name for name, value in write.changes.items() if value is None]
-    return [str(write.expected), owner, str(write.offset), len(sets) // 2, *sets, *deletes]
+    """The arguments of the script that commits. The fields are one of them, with their sizes in another:
+    a client takes longer over thousands of arguments than Redis does over cutting one up."""
+    sets = [(name.encode(), value) for name, value in write.changes.items() if value is not None]
+    deletes = [name.encode() for name, value in write.changes.items() if value is None]
+    texts = [text for pair in sets for text in pair] + deletes
+    sizes = msgspec.msgpack.encode([len(text) for text in texts])
+    return [str(write.expected), owner, str(write.offset), len(sets), sizes, b"".join(texts)]
 
 
 def _check_written(owner: str, write: Write, answer: Sequence[bytes]) -> None:

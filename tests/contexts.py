@@ -113,3 +113,7 @@ def merging(
         heads=(version(sides[1], path, event="e2"),),
     )
     return replace(shown, merge=Merge(partial, intents))
+
+
+async def at_once() -> None:
+    """What `earlier` is where nothing of the same key waits to be committed."""

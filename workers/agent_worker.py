@@ -31,6 +31,7 @@ from codeconvoy.schemas.tasks import EditWork, PlanWork, ResolveWork, ReviewWork
 from codeconvoy.schemas.topics import file_key
 from codeconvoy.workers.desk import Desk, Stopped, check_size, emitted, version_in, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.engine.pool_engine import Earlier
 from codeconvoy.workers.former import former_of, with_former
 from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.mapper import Mapper
@@ -93,12 +94,14 @@ class AgentWorker:
         """See `Handler`."""
         return self._desk.gave_up(record, reason)
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)
         self._desk.tracing.describe(task)
         if await self._desk.is_void(task):
             return ()
+        # Its agent is shown what the task before it made of the file: else the two would fork.
+        await earlier()
         clock = asyncio.get_running_loop().time
         began = clock()
         try:

@@ -19,6 +19,7 @@ from codeconvoy.schemas.tasks import ImportWork, PublishWork, RevertWork, Task
 from codeconvoy.schemas.test_paths import test_path_for
 from codeconvoy.workers.desk import Desk, emitted, version_of, visible_of
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.engine.pool_engine import Earlier
 from codeconvoy.workers.git.plan import import_parent, plan_commits
 from codeconvoy.workers.git.publish import Written, write_branch
 from codeconvoy.workers.git.selection import Selection, SourceFile, content_at, select
@@ -39,7 +40,7 @@ class GitWorker:
         """See `Handler`."""
         return self._desk.gave_up(record, reason)
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)
         self._desk.tracing.describe(task)

@@ -19,6 +19,7 @@ from codeconvoy.schemas.job_facts import Checked, Tested
 from codeconvoy.schemas.tasks import CheckWork, RunWork, Task
 from codeconvoy.workers.desk import Desk, emitted, visible_in
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.engine.pool_engine import Earlier
 from codeconvoy.workers.git.source import open_source
 from codeconvoy.workers.projection import FileView
 from codeconvoy.workers.roles.checkout import Checkouts, Overlay, place_for
@@ -46,7 +47,7 @@ class RunnerWorker:
         """See `Handler`."""
         return self._desk.gave_up(record, reason)
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._codec.decode(record.value, Task)
         self._desk.tracing.describe(task)

@@ -31,6 +31,7 @@ from tests.bench.figures import Figure
 from tests.bench.fleet_parts import fleet_on, run_process
 from tests.bench.ground import Ground, check_alive, children, in_child
 from tests.bench.projected import ends_of, wait_projected
+from tests.contexts import at_once
 
 ROLE = "generator"
 CALLS = 200
@@ -132,4 +133,5 @@ async def _call(worker: AgentWorker, codec: Codec, file: int) -> None:
         on_move=OnMove.RESTART,
         work=EditWork(),
     )
-    await worker.handle(Record("tasks", 0, 0, file_key(load.WORKSPACE, task.path), codec.encode(task)))
+    record = Record("tasks", 0, 0, file_key(load.WORKSPACE, task.path), codec.encode(task))
+    await worker.handle(record, at_once)

@@ -21,6 +21,7 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.bus import Outgoing, Record
+from codeconvoy.workers.engine.pool_engine import Earlier
 from tests.bench import baselines, load
 from tests.bench.figures import Figure, Wrong
 from tests.bench.fleet_parts import fleet_on, run_pool
@@ -52,7 +53,7 @@ class PassOn:
         self._role, self._codec = stage.next_role, codec
         self._topic = stage.topics.tasks(stage.next_role)
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = msgspec.structs.replace(self._codec.decode(record.value, Task), role=self._role)
         return [Outgoing(self._topic, record.key, self._codec.encode(task))]

@@ -17,6 +17,7 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.tasks import EditWork, Task
 from codeconvoy.schemas.topics import Topics, file_key, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, Record, TopicPartition
+from codeconvoy.workers.engine.pool_engine import Earlier
 from codeconvoy.workers.file_states import header_field
 from codeconvoy.workers.moves import Hints
 from codeconvoy.workers.projector import FILES
@@ -93,7 +94,7 @@ class Sleeper:
         self._calls, self._stop = calls, stop
         self.seen: list[Call] = []
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """See `Handler`."""
         began = monotonic()
         task = self._codec.decode(record.value, Task)

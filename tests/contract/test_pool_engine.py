@@ -29,7 +29,7 @@ from codeconvoy.workers.engine.bus import (
 from codeconvoy.workers.engine.dead_letter import HEADER, skip_mark
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
-from codeconvoy.workers.engine.pool_engine import PoolEngine, PoolLimits
+from codeconvoy.workers.engine.pool_engine import Earlier, PoolEngine, PoolLimits
 from codeconvoy.workers.tracing import OFF, Headers, Tracing
 from tests.contract.worlds import PARTITIONS, SECONDS, World, read_all, run
 
@@ -55,13 +55,15 @@ class Work:
     beside: dict[str, set[str]] = field(default_factory=dict)
     """For each task, all that were in flight with it."""
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         value = record.value.decode()
         self.begun.append(value)
         self.running.add(value)
         for one in self.running:
             self.beside.setdefault(one, set()).update(self.running - {one})
         try:
+            if value.startswith("later"):
+                await earlier()
             await self._do(value)
         finally:
             self.running.discard(value)
@@ -268,6 +270,23 @@ def test_what_was_done_out_of_order_is_not_done_again(world: World) -> None:
                 work.gates["gate-2"].set()
                 await place.until_landed(*done, "gate-1", "gate-2")
                 assert sorted(work.begun) == ["gate-1", "gate-2"]
+
+    run(go())
+
+
+def test_a_task_begins_before_the_one_before_is_committed_and_can_wait_for_that(world: World) -> None:
+    async def go() -> None:
+        async with place_in(world) as place:
+            aborting = True
+            place.aborts = lambda outputs: aborting and bool(outputs)
+            await place.send("a/1", "a/later-2", "b/later-3")
+            async with place.engine(replace(LIMITS, beat_seconds=0.01)) as (_, work, _):
+                await until_true(lambda: "later-2" in work.begun and "later-3" in work.ended)
+                assert sorted(work.ended) == ["1", "later-3"], "another key's results are not waited for"
+                assert await place.landed() == []
+                aborting = False
+                await until_true(lambda: "later-2" in work.ended)
+                assert "1" in await place.landed()
 
     run(go())
 

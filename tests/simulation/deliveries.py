@@ -14,7 +14,7 @@ from random import Random
 
 from codeconvoy.schemas.errors import Undecodable
 from codeconvoy.workers.engine.bus import Outgoing, Record
-from codeconvoy.workers.engine.pool_engine import AWAY, Handler
+from codeconvoy.workers.engine.pool_engine import AWAY, Earlier, Handler
 from tests.simulation.process import SimProcess
 from tests.simulation.services import WatchedBroker
 
@@ -193,10 +193,10 @@ class RecordingHandler:
         when it began."""
         self.is_closed = False
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """See `Handler`."""
         run = self._deliveries.begin(self, record)
-        work = asyncio.ensure_future(self._inner.handle(record))
+        work = asyncio.ensure_future(self._inner.handle(record, earlier))
         ending = Ending.CANCELLED
         try:
             outputs = await self._unless_cancelled(run, work)

@@ -13,7 +13,7 @@ from codeconvoy.schemas.topics import MAX_RECORD_BYTES, Topics, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skip_mark
 from codeconvoy.workers.engine.fold_engine import FoldLimits
-from codeconvoy.workers.engine.pool_engine import PoolLimits
+from codeconvoy.workers.engine.pool_engine import Earlier, PoolLimits
 from codeconvoy.workers.engine.state import OFFSET
 from tests.simulation.counting import EFFECTS, NAME, Counting, fields_of
 from tests.simulation.engine_plans import KEYS, EnginePlan, Mood, TaskPlan
@@ -181,7 +181,7 @@ class StubHandler:
         self._store = process.store(world.stores[NAME])
         self._failed: dict[int, int] = {}
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """See `Handler`."""
         task = self._task(record)
         await self._process.point("handler.begun")
@@ -191,6 +191,7 @@ class StubHandler:
                 failed = self._failed[task.number] = self._failed.get(task.number, 0) + 1
                 self._wait_unless(failed > task.failures)
             case Mood.BEHIND:
+                await earlier()
                 await self._see_predecessor(task)
             case Mood.PATIENT:
                 self._wait_unless(self._world.effects() >= self._world.plan.unhurried)

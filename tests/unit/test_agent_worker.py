@@ -23,6 +23,7 @@ from codeconvoy.workers.llm.spent import MovedCalls
 from codeconvoy.workers.mapper import Mapper
 from codeconvoy.workers.projection import FileView, Projection, Standing, Wanted
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Role, RoleKind, Vote
+from tests.contexts import at_once
 
 CODEC, TOPICS = Codec.create(), Topics(partitions=2)
 MAP = RepoMap(tokens=1, lines=(), paths=(), own=(), files=0)
@@ -121,7 +122,7 @@ def worked(work: Work, kind: RoleKind) -> tuple[Context, list[Event], Maps]:
         work=work,
     )
     record = Record(TOPICS.tasks("r"), 0, 0, "w:a.py", CODEC.encode(task))
-    outputs = asyncio.run(worker.handle(record))
+    outputs = asyncio.run(worker.handle(record, at_once))
     events = [CODEC.decode(output.value, Event) for output in outputs if output.topic == TOPICS.events]
     (context,) = agent.shown
     return context, events, maps

@@ -33,6 +33,7 @@ from codeconvoy.workers.moves import MAX_MOVES, Hints, moves_of, pass_on
 from codeconvoy.workers.projection import FileView, Projection, Standing, Wanted
 from codeconvoy.workers.roles.role import Answer, Context, Edits, FileEdit, Role, RoleKind
 from tests.builders import FileLog
+from tests.contexts import at_once
 from tests.simulation.loop import SimulationLoop
 
 CODEC, TOPICS = Codec.create(), Topics(partitions=2)
@@ -225,7 +226,9 @@ class Place:
         desk = Desk(CODEC, TOPICS, projection, reader, lambda: 0, "generator/1", hints=self.hints)
         role = Role("generator", RoleKind.EDIT, "", "test")
         worker = AgentWorker(role, self.agent, desk, CODEC, self.calls or MovedCalls(self.registry))
-        outputs = await worker.handle(Record(TOPICS.tasks("generator"), 0, 0, A, CODEC.encode(given)))
+        outputs = await worker.handle(
+            Record(TOPICS.tasks("generator"), 0, 0, A, CODEC.encode(given)), at_once
+        )
         if len(outputs) == 2:
             return CODEC.decode(outputs[0].value, Event)
         failed = CODEC.decode(outputs[0].value, JobFact).payload

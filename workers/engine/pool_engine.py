@@ -16,7 +16,7 @@ found and given up (see `attempts`).
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -45,10 +45,15 @@ AWAY = (Unavailable, BusError)
 """What a handler raises where something that every task needs is away: no fault of the task."""
 
 
+Earlier = Callable[[], Awaitable[None]]
+"""Waits until what this process did before under the same key is committed, or was dropped. A task begins
+when the one before has ended: who has to see what that one wrote waits for this first."""
+
+
 class Handler(Protocol):
     """Does one task. Cancelling it must end whatever it started."""
 
-    async def handle(self, record: Record) -> Sequence[Outgoing]:
+    async def handle(self, record: Record, earlier: Earlier) -> Sequence[Outgoing]:
         """What is to be written because of the task; it is written once, with the task's offset.
 
         Raises:
@@ -338,7 +343,8 @@ class PoolEngine:
         try:
             began = clock()
             try:
-                outputs = self._tracing.stamped(await self._handler.handle(record), record.headers)
+                earlier = partial(self._results.settled, (record.partition, record.key))
+                outputs = self._tracing.stamped(await self._handler.handle(record, earlier), record.headers)
             finally:
                 self._metrics.task_seconds.observe(clock() - began)
             check_limits(outputs, None)

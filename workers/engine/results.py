@@ -13,7 +13,7 @@ the broker refuses it.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from codeconvoy.schemas.errors import Aborted, BusError, Fenced, Unavailable
@@ -64,6 +64,8 @@ class Results:
         self._metrics, self._give_up, self._beat = metrics, give_up, beat_seconds
         self._tracing = tracing
         self._waiting: list[Result] = []
+        self._awaited: dict[Key, asyncio.Future[None]] = {}
+        """Resolved when no result of the key waits any more."""
         self._touched: set[int] = set()
         """Partitions whose offset moves, maybe without a result."""
         self._strikes: dict[tuple[int, int], int] = {}
@@ -86,6 +88,14 @@ class Results:
         """A task has ended."""
         self._waiting.append(result)
         self._something.set()
+
+    async def settled(self, key: Key) -> None:
+        """Wait until all results of this key are committed, or dropped."""
+        if all(one.key != key for one in self._waiting):
+            return
+        if key not in self._awaited:
+            self._awaited[key] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._awaited[key])
 
     def touch(self, partition: int) -> None:
         """The partition's offset has moved without a result."""
@@ -122,7 +132,7 @@ class Results:
             BusError: this process has to start anew.
         """
         async with self._turn:
-            self._waiting = [one for one in self._waiting if self._is_current(one)]
+            self._keep(one for one in self._waiting if self._is_current(one))
             self._touched &= self._assigned.keys()
             if self._is_over or not (self._waiting or self._touched):
                 return
@@ -238,8 +248,17 @@ class Results:
     def _at(self, number: int) -> TopicPartition:
         return self._assigned[number].at
 
+    def _keep(self, waiting: Iterable[Result]) -> None:
+        """Only these wait on."""
+        self._waiting = list(waiting)
+        keys = {one.key for one in self._waiting} if self._awaited else frozenset[Key]()
+        for key in [key for key in self._awaited if key not in keys]:
+            future = self._awaited.pop(key)
+            if not future.done():
+                future.set_result(None)
+
     def _forget(self, results: Collection[Result]) -> None:
         gone = set(map(id, results))
-        self._waiting = [one for one in self._waiting if id(one) not in gone]
+        self._keep(one for one in self._waiting if id(one) not in gone)
         for result in results:
             self._strikes.pop(result.job.at, None)

@@ -202,7 +202,8 @@ class Desk:
                 if (left := deadline - clock()) <= 0:
                     raise AgentError(f"not done within {task.deadline_seconds} s", retryable=True)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(hint.wait(), min(left, WATCH_SECONDS))
+                    async with asyncio.timeout(min(left, WATCH_SECONDS)):
+                        await hint.wait()
                 hint.clear()
                 if running.done():
                     return running.result()

@@ -31,7 +31,7 @@ from tests.git_repos import repository
 JOB_COUNT, FILES, EDITS = 20, 200, 3
 ROLES = ("generator", "reviewer", "tester")
 PROCESSES = ("orchestrator", "projector", "detector", "git", *ROLES)
-CONCURRENCY = 500
+CONCURRENCY = 1_000
 SECONDS = 1_800.0
 PAUSE = 0.1
 TELL_SECONDS = 5.0
@@ -84,7 +84,7 @@ def _run(ground: Ground, started: Fleet, specs: Sequence[JobSpec]) -> list[JobSt
     """Submit jobs all at once, wait for their ends, and see that they succeeded."""
 
     async def run(connected: parts.Fleet) -> list[JobState | None]:
-        job_ids = [await submit(connected, spec, "bench") for spec in specs]
+        job_ids = await asyncio.gather(*(submit(connected, spec, "bench") for spec in specs))
         projection = connected.projection()
         await _ended(ground, started, projection, job_ids)
         return [await projection.job(job_id) for job_id in job_ids]

@@ -64,6 +64,8 @@ class Results:
         self._metrics, self._give_up, self._beat = metrics, give_up, beat_seconds
         self._tracing = tracing
         self._waiting: list[Result] = []
+        self._keys: set[Key] = set()
+        """Of those that wait."""
         self._awaited: dict[Key, asyncio.Future[None]] = {}
         """Resolved when no result of the key waits any more."""
         self._touched: set[int] = set()
@@ -87,11 +89,12 @@ class Results:
     def add(self, result: Result) -> None:
         """A task has ended."""
         self._waiting.append(result)
+        self._keys.add(result.key)
         self._something.set()
 
     async def settled(self, key: Key) -> None:
         """Wait until all results of this key are committed, or dropped."""
-        if all(one.key != key for one in self._waiting):
+        if key not in self._keys:
             return
         if key not in self._awaited:
             self._awaited[key] = asyncio.get_running_loop().create_future()
@@ -251,8 +254,8 @@ class Results:
     def _keep(self, waiting: Iterable[Result]) -> None:
         """Only these wait on."""
         self._waiting = list(waiting)
-        keys = {one.key for one in self._waiting} if self._awaited else frozenset[Key]()
-        for key in [key for key in self._awaited if key not in keys]:
+        self._keys = {one.key for one in self._waiting}
+        for key in [key for key in self._awaited if key not in self._keys]:
             future = self._awaited.pop(key)
             if not future.done():
                 future.set_result(None)

@@ -192,19 +192,82 @@ async def load(key: str, read: ReadFields) -> FileHistory | None:
     Raises:
         TornRead: it was written between the reads.
     """
-    (raw,) = await read([header_field(key)])
-    if raw is None:
-        return None
-    header = _HEADERS.decode(raw)
-    entries, queues = await _read_numbered(key, header, read)
-    could = [entry.event_id for entry in entries if _could_hold_edit(entry)]
-    again, *contents = await read([header_field(key), *(content_field(key, each) for each in could)])
-    if again != raw:
+    found = await load_all([key], read)
+    if key not in found:
         raise TornRead(key)
-    edits = {each: _CONTENTS.decode(raw).edit for each, raw in zip(could, contents, strict=True) if raw}
+    return found[key]
+
+
+async def load_all(keys: Sequence[str], read: ReadFields) -> dict[str, FileHistory | None]:
+    """The histories of files of one partition, or None where there is none; those that were written between
+    the reads are left out. However many files there are, the reads are three."""
+    raws = dict(zip(keys, await read([header_field(key) for key in keys]), strict=True))
+    there = {key: (raw, _HEADERS.decode(raw)) for key, raw in raws.items() if raw is not None}
+    parts = await _read_numbered({key: header for key, (_, header) in there.items()}, read)
+    names = [header_field(key) for key in parts]
+    for key, part in parts.items():
+        names += [content_field(key, event_id) for event_id in part.could_hold]
+    values = iter(await read(names) if names else ())
+    again = {key: next(values) for key in parts}
+    found: dict[str, FileHistory | None] = {key: None for key, raw in raws.items() if raw is None}
+    for key, part in parts.items():
+        contents = dict(zip(part.could_hold, values, strict=False))
+        raw, header = there[key]
+        if again[key] == raw:
+            edits = {each: _CONTENTS.decode(content).edit for each, content in contents.items() if content}
+            found[key] = _history(key, header, part, edits)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    """Of one file, what its header counts."""
+
+    entries: Sequence[Entry]
+    """In log order, without their edits."""
+    deferred: Sequence[bytes]
+    readers: Sequence[bytes]
+    voided: Sequence[bytes]
+
+    @property
+    def could_hold(self) -> Sequence[str]:
+        """The events that may hold an edit."""
+        return [entry.event_id for entry in self.entries if _could_hold_edit(entry)]
+
+
+async def _read_numbered(headers: Mapping[str, _Header], read: ReadFields) -> dict[str, _Numbered]:
+    """What the headers count; without the files of which some is gone."""
+    names: list[str] = []
+    for key, header in headers.items():
+        names += [entry_field(key, slot) for slot in range(header.entries)]
+        for stem, numbers in _queues(header):
+            names += [f"{stem}{key}\x1f{number}" for number in range(*numbers)]
+    values = await read(names) if names else ()
+    found: dict[str, _Numbered] = {}
+    start = 0
+
+    def taken(count: int) -> list[bytes]:
+        nonlocal start
+        start += count
+        return [value for value in values[start - count : start] if value is not None]
+
+    for key, header in headers.items():
+        entries = sorted(map(_ENTRIES.decode, taken(header.entries)), key=lambda entry: entry.seq)
+        queues = [taken(end - first) for _, (first, end) in _queues(header)]
+        sizes = [header.entries, *(end - first for _, (first, end) in _queues(header))]
+        if [len(entries), *map(len, queues)] == sizes:
+            found[key] = _Numbered(entries, *queues)
+    return found
+
+
+def _queues(header: _Header) -> tuple[tuple[str, tuple[int, int]], ...]:
+    return (_DEFERRED, header.deferred), (_READER, header.readers), (_VOIDED, header.voided)
+
+
+def _history(key: str, header: _Header, part: _Numbered, edits: Mapping[str, Edit]) -> FileHistory:
     whole = [
         msgspec.structs.replace(entry, edit=edits[entry.event_id]) if entry.event_id in edits else entry
-        for entry in entries
+        for entry in part.entries
     ]
     workspace, path = split_file_key(key)
     return FileHistory(
@@ -220,32 +283,13 @@ async def load(key: str, read: ReadFields) -> FileHistory | None:
         heads=header.heads,
         visible=header.visible,
         claim=header.claim,
-        deferred=tuple(map(_EVENTS.decode, queues[0])),
+        deferred=tuple(map(_EVENTS.decode, part.deferred)),
         deferred_from=header.deferred[0],
-        readers=tuple(map(_READERS.decode, queues[1])),
+        readers=tuple(map(_READERS.decode, part.readers)),
         readers_from=header.readers[0],
-        voided=tuple(map(_ROUNDS.decode, queues[2])),
+        voided=tuple(map(_ROUNDS.decode, part.voided)),
         voided_from=header.voided[0],
     )
-
-
-async def _read_numbered(
-    key: str, header: _Header, read: ReadFields
-) -> tuple[list[Entry], list[Sequence[bytes]]]:
-    """The entries in log order, without their edits; and the three queues."""
-    names = [entry_field(key, slot) for slot in range(header.entries)]
-    queues = ((_DEFERRED, header.deferred), (_READER, header.readers), (_VOIDED, header.voided))
-    for stem, numbers in queues:
-        names += [f"{stem}{key}\x1f{number}" for number in range(*numbers)]
-    values = [value for value in await read(names) if value is not None] if names else []
-    if len(values) < len(names):
-        raise TornRead(key)
-    entries = sorted(map(_ENTRIES.decode, values[: header.entries]), key=lambda entry: entry.seq)
-    found, start = list[Sequence[bytes]](), header.entries
-    for _, (first, end) in queues:
-        found.append(values[start : start + end - first])
-        start += end - first
-    return entries, found
 
 
 def _could_hold_edit(entry: Entry) -> bool:

@@ -193,7 +193,7 @@ def dump(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
         if part is not getattr(was, name):
             changes[_field(_PART, job_id, name)] = _pack(part)
     for state in _changed(after.tasks, was.tasks):
-        changes |= _task(job_id, was.tasks.get(state.task.task_id), state)
+        _task(changes, job_id, was.tasks.get(state.task.task_id), state)
     for unit in _changed(after.units, was.units):
         changes[_field(_UNIT, job_id, unit.number)] = _pack(unit)
     for file in _changed(after.files, was.files):
@@ -223,8 +223,8 @@ def _changed(after: PersistentMap[S], before: PersistentMap[S]) -> Iterable[S]:
     return [value for value in after.changed_since(before).values() if value is not None]
 
 
-def _task(job_id: str, old: TaskState | None, state: TaskState) -> dict[str, bytes | None]:
-    """The fields of a task that differ."""
+def _task(changes: dict[str, bytes | None], job_id: str, old: TaskState | None, state: TaskState) -> None:
+    """Add the fields of a task that differ."""
     standing = _Standing(
         round=state.task.round,
         status=state.status,
@@ -238,18 +238,17 @@ def _task(job_id: str, old: TaskState | None, state: TaskState) -> dict[str, byt
         repairs=state.repairs,
         reason=state.reason,
     )
-    changes: dict[str, bytes | None] = {_field(_TASK, job_id, state.number): _pack(standing)}
-    work = _Work(
-        task=state.task,
-        unit=state.unit,
-        events=state.events,
-        told=state.told,
-        result=state.result,
-        edited=state.edited,
-    )
-    if old is None or any(getattr(old, name) is not getattr(work, name) for name in _Work.__struct_fields__):
+    changes[_field(_TASK, job_id, state.number)] = _pack(standing)
+    if old is None or any(getattr(old, name) is not getattr(state, name) for name in _Work.__struct_fields__):
+        work = _Work(
+            task=state.task,
+            unit=state.unit,
+            events=state.events,
+            told=state.told,
+            result=state.result,
+            edited=state.edited,
+        )
         changes[_field(_WORK, job_id, state.number)] = _pack(work)
-    return changes
 
 
 # Reading ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Nobody decides from it what is true; agents read from it what they work on, and 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -18,6 +18,7 @@ from codeconvoy.schemas.job_state import JobState, TaskStatus
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
 from codeconvoy.workers import file_states, job_states
+from codeconvoy.workers.engine.reads import MAX_FIELDS
 from codeconvoy.workers.engine.state import LIVE, StateStore
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.positions import Positions
@@ -25,7 +26,8 @@ from codeconvoy.workers.projector import empty_history
 
 READ_ATTEMPTS = 10
 """Reads of a file between whose parts the projector wrote."""
-READS_AT_ONCE = 256
+HISTORIES_AT_ONCE = 100
+"""Of one partition."""
 BARRIER_SECONDS = 30.0
 
 
@@ -133,27 +135,41 @@ class StoredProjection:
 
     async def histories(self, workspace: str, paths: Sequence[str]) -> Mapping[str, FileHistory]:
         """See `Projection`."""
-        gate = asyncio.Semaphore(READS_AT_ONCE)
+        key_of = {path: file_key(workspace, path) for path in paths}
+        found = await self._histories_of(key_of.values())
+        return {path: found[key] for path, key in key_of.items()}
 
-        async def one(path: str) -> FileHistory:
-            async with gate:
-                return await self._history(file_key(workspace, path))
+    async def _histories_of(self, keys: Iterable[str]) -> Mapping[str, FileHistory]:
+        by_partition: dict[int, list[str]] = {}
+        for key in keys:
+            by_partition.setdefault(partition_of(key, self._partitions), []).append(key)
+        found: dict[str, FileHistory] = {}
 
-        wanted = list(dict.fromkeys(paths))
-        return dict(zip(wanted, await asyncio.gather(*map(one, wanted)), strict=True))
+        async def of(partition: int, keys: Sequence[str]) -> None:
+            for some in _batches(keys, HISTORIES_AT_ONCE):
+                found.update(await self._histories(partition, some))
 
-    async def _history(self, key: str) -> FileHistory:
-        partition = partition_of(key, self._partitions)
+        await asyncio.gather(*(of(number, keys) for number, keys in by_partition.items()))
+        return found
+
+    async def _histories(self, partition: int, keys: Sequence[str]) -> Mapping[str, FileHistory]:
+        """Of files of one partition, by key."""
 
         async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
-            return (await self._fields(partition, fields))[1]
+            values: list[bytes | None] = []
+            for some in _batches(fields, MAX_FIELDS):
+                values += (await self._fields(partition, some))[1]
+            return values
 
+        found: dict[str, FileHistory] = {}
         for _ in range(READ_ATTEMPTS):
-            try:
-                return await file_states.load(key, read) or empty_history(key)
-            except file_states.TornRead:
-                continue
-        raise Unavailable("projection", f"{key!r} changes faster than it can be read", "Try again")
+            left = [key for key in keys if key not in found]
+            loaded = await file_states.load_all(left, read)
+            found |= {key: history or empty_history(key) for key, history in loaded.items()}
+            if len(found) == len(keys):
+                return found
+        torn = next(key for key in keys if key not in found)
+        raise Unavailable("projection", f"{torn!r} changes faster than it can be read", "Try again")
 
     async def views(
         self, workspace: str, wanted: Wanted, points: Sequence[MustSee], known: Mapping[str, FileView]
@@ -344,8 +360,8 @@ class StoredProjection:
         for partition in range(self._partitions):
             async for name, _ in self._files.scan(partition, file_states.OPEN_CONFLICT):
                 keys.append(name.removeprefix(file_states.OPEN_CONFLICT))
-        histories = [await self._history(key) for key in sorted(set(keys))]
-        return [history for history in histories if history.forked]
+        histories = await self._histories_of(dict.fromkeys(keys))
+        return [histories[key] for key in sorted(histories) if histories[key].forked]
 
 
 def _now() -> float:
@@ -373,3 +389,8 @@ def _lacks(held: Mapping[str, Content], visible: str) -> bool:
 def _only(held: Mapping[str, Content], visible: str, wanted: Sequence[str]) -> Mapping[str, Content]:
     """What is to be known next time: no more than what was asked for."""
     return {event_id: held[event_id] for event_id in (visible, *wanted) if event_id in held}
+
+
+def _batches(whole: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]

@@ -133,8 +133,8 @@ def measure(ground: Ground) -> Iterator[Figure]:
 
 
 def by_hand(ground: Ground) -> float:
-    """Tasks a second of the loop by hand, once."""
-    return _side(ground, partial(run_loop, decode=True), STAGES[-1]).rate
+    """Tasks a second of the loop by hand, the median of some rounds."""
+    return median(_side(ground, partial(run_loop, decode=True), STAGES[-1]).rate for _ in range(ROUNDS))
 
 
 def _side(ground: Ground, runner: Callable[[Stage], None], last_role: str) -> Measured:

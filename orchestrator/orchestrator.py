@@ -65,9 +65,9 @@ class Orchestrator:
         """See `FoldConsumer`."""
         return JobState(job_id=key)
 
-    async def load(self, key: str, read: ReadFields) -> JobState:
+    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, JobState]:
         """See `FoldConsumer`."""
-        return await job_states.load(key, read)
+        return await job_states.load_all(keys, read)
 
     def dump(self, key: str, before: JobState | None, after: JobState) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""

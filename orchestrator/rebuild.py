@@ -6,7 +6,6 @@ the shadow takes its place in one atomic step. Readers and the projector go on m
 is no live state, or it has not reached the end of its log, the rebuilt one takes its place as it is.
 """
 
-import asyncio
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,15 @@ from codeconvoy.schemas.errors import Unavailable, Undecodable
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.engine.fold_engine import FoldConsumer
+from codeconvoy.workers.engine.reads import MAX_FIELDS
 from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore, Write
 from codeconvoy.workers.projector import FileProjector, JobProjector
 
 BATCH = 500
 STATES = 4_000
 """States kept in memory."""
+LOADS_AT_ONCE = 100
+"""States that are read at once."""
 ATTEMPTS = 200
 """To switch: the live state moves on between a look at it and the switch."""
 MAX_LISTED = 20
@@ -176,14 +178,18 @@ class _Rebuild(Generic[S]):
     async def _load(self, keys: Sequence[str]) -> None:
         """Have these states in memory."""
         missing = [key for key in keys if key not in self._states]
-        loaded = await asyncio.gather(*(self._what.load(key, self._read) for key in missing))
         for key in keys:
             if key in self._states:
                 self._states.move_to_end(key)
-        self._states.update(zip(missing, loaded, strict=True))
+        for start in range(0, len(missing), LOADS_AT_ONCE):
+            some = missing[start : start + LOADS_AT_ONCE]
+            self._states.update(await self._what.load(some, self._read))
 
     async def _read(self, fields: Sequence[str]) -> Sequence[bytes | None]:
-        return (await self._shadow.load(self._number, fields)).fields
+        values: list[bytes | None] = []
+        for start in range(0, len(fields), MAX_FIELDS):
+            values += (await self._shadow.load(self._number, fields[start : start + MAX_FIELDS])).fields
+        return values
 
     def _check_passed(self, record: Record, undecodable: Undecodable) -> None:
         """See that the projector passes over this record too."""

@@ -77,12 +77,17 @@ class Detector:
         """See `FoldConsumer`."""
         return DetectorState(history=empty_history(key))
 
-    async def load(self, key: str, read: ReadFields) -> DetectorState:
+    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, DetectorState]:
         """See `FoldConsumer`."""
-        history, (awaited,) = await asyncio.gather(file_states.load(key, read), read([_awaited_field(key)]))
-        return DetectorState(
-            history=history or empty_history(key), awaited=awaited.decode() if awaited else ""
+        histories, awaited = await asyncio.gather(
+            file_states.load_own(keys, read), read([_awaited_field(key) for key in keys])
         )
+        return {
+            key: DetectorState(
+                history=histories[key] or empty_history(key), awaited=field.decode() if field else ""
+            )
+            for key, field in zip(keys, awaited, strict=True)
+        }
 
     def dump(
         self, key: str, before: DetectorState | None, after: DetectorState

@@ -186,19 +186,19 @@ def content_in(raw: bytes | None) -> Content | None:
     return _CONTENTS.decode(raw) if raw is not None else None
 
 
-async def load(key: str, read: ReadFields) -> FileHistory | None:
-    """A file's history, or None where there is none.
+async def load_own(keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHistory | None]:
+    """As `load`, for the one that writes them.
 
     Raises:
-        TornRead: it was written between the reads.
+        TornRead: another one does too.
     """
-    found = await load_all([key], read)
-    if key not in found:
-        raise TornRead(key)
-    return found[key]
+    found = await load(keys, read)
+    if torn := [key for key in keys if key not in found]:
+        raise TornRead(torn[0])
+    return found
 
 
-async def load_all(keys: Sequence[str], read: ReadFields) -> dict[str, FileHistory | None]:
+async def load(keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHistory | None]:
     """The histories of files of one partition, or None where there is none; those that were written between
     the reads are left out. However many files there are, the reads are three."""
     raws = dict(zip(keys, await read([header_field(key) for key in keys]), strict=True))

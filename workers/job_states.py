@@ -254,6 +254,11 @@ def _task(changes: dict[str, bytes | None], job_id: str, old: TaskState | None, 
 # Reading ------------------------------------------------------------------------------------------
 
 
+async def load_all(job_ids: Sequence[str], read: ReadFields) -> Mapping[str, JobState]:
+    """Jobs by id. There are few of them, and each is large."""
+    return {job_id: await load(job_id, read) for job_id in job_ids}
+
+
 async def load(job_id: str, read: ReadFields) -> JobState:
     """A job from its fields, or an empty one."""
     (raw,) = await read([job_field(job_id)])

@@ -164,7 +164,7 @@ class StoredProjection:
         found: dict[str, FileHistory] = {}
         for _ in range(READ_ATTEMPTS):
             left = [key for key in keys if key not in found]
-            loaded = await file_states.load_all(left, read)
+            loaded = await file_states.load(left, read)
             found |= {key: history or empty_history(key) for key, history in loaded.items()}
             if len(found) == len(keys):
                 return found

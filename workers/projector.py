@@ -42,9 +42,10 @@ class FileProjector:
         """See `FoldConsumer`."""
         return empty_history(key)
 
-    async def load(self, key: str, read: ReadFields) -> FileHistory:
+    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHistory]:
         """See `FoldConsumer`."""
-        return await file_states.load(key, read) or empty_history(key)
+        found = await file_states.load_own(keys, read)
+        return {key: history or empty_history(key) for key, history in found.items()}
 
     def dump(self, key: str, before: FileHistory | None, after: FileHistory) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""
@@ -80,9 +81,9 @@ class JobProjector:
         """See `FoldConsumer`."""
         return JobState(job_id=key)
 
-    async def load(self, key: str, read: ReadFields) -> JobState:
+    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, JobState]:
         """See `FoldConsumer`."""
-        return await job_states.load(key, read)
+        return await job_states.load_all(keys, read)
 
     def dump(self, key: str, before: JobState | None, after: JobState) -> Mapping[str, bytes | None]:
         """See `FoldConsumer`."""

@@ -42,9 +42,8 @@ class Counting:
     def empty(self, key: str) -> int:
         return 0
 
-    async def load(self, key: str, read: ReadFields) -> int:
-        (raw,) = await read([key])
-        return int(raw or 0)
+    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, int]:
+        return {key: int(raw or 0) for key, raw in zip(keys, await read(keys), strict=True)}
 
     def dump(self, key: str, before: int | None, after: int) -> Mapping[str, bytes | None]:
         return {key: str(after).encode()}

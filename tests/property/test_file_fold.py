@@ -177,8 +177,8 @@ def test_the_stored_state_is_the_state(log: FileLog) -> None:
             async def read(names: Sequence[str], stored: dict[str, bytes] = stored) -> list[bytes | None]:
                 return [stored.get(name) for name in names]
 
-            loaded = asyncio.run(file_states.load(key, read))
-            assert loaded == history
+            loaded = asyncio.run(file_states.load([key], read))[key]
+            assert loaded is not None and loaded == history
             assert list(loaded.entries) == list(history.entries)
             before = history = loaded
             edits = [entry for entry in history.entries.values() if entry.edit is not None]

@@ -58,9 +58,13 @@ class Counting:
         """See `FoldConsumer`."""
         return Count(key)
 
-    async def load(self, key: str, read: ReadFields) -> Count:
+    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, Count]:
         """See `FoldConsumer`."""
-        counted, last = await read(fields_of(key))
+        values = await read([field for key in keys for field in fields_of(key)])
+        return {key: self._loaded(key, *values[2 * i : 2 * i + 2]) for i, key in enumerate(keys)}
+
+    @staticmethod
+    def _loaded(key: str, counted: bytes | None, last: bytes | None) -> Count:
         if counted is None:
             return Count(key)
         total, digest, until = counted.decode().split(" ")

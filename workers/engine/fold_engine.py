@@ -30,7 +30,7 @@ from codeconvoy.workers.engine.dead_letter import letter_of, skipped_points
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.kept import Kept
 from codeconvoy.workers.engine.metrics import EngineMetrics
-from codeconvoy.workers.engine.reads import ReadFields
+from codeconvoy.workers.engine.reads import MAX_FIELDS, ReadFields
 from codeconvoy.workers.engine.starts import readable
 from codeconvoy.workers.engine.state import LIVE, StateStore, Write
 from codeconvoy.workers.tracing import OFF, Tracing, carried, context_in
@@ -55,8 +55,8 @@ class FoldConsumer(Protocol[S]):
         """The state of a key that was never seen."""
         ...
 
-    async def load(self, key: str, read: ReadFields) -> S:
-        """The state of a key from its fields."""
+    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, S]:
+        """The states of keys of one partition, from their fields."""
         ...
 
     def dump(self, key: str, before: S | None, after: S) -> Mapping[str, bytes | None]:
@@ -104,6 +104,8 @@ class FoldLimits:
     """States kept in memory between two batches: more than the files of a large repository."""
     state_bytes: int = 2**30
     """Of these, about."""
+    load: int = 100
+    """States of one partition that are read at once."""
     transaction_attempts: int = 5
     tick_seconds: float = 1.0
     skip_check_seconds: float = 2.0
@@ -337,18 +339,22 @@ class FoldEngine(Generic[S]):
 
     async def _load_from(self, number: int, keys: Sequence[str]) -> None:
         read = partial(self._read, self._partitions[number])
-        states = await asyncio.gather(*(self._what.load(key, read) for key in keys))
-        for key, state in zip(keys, states, strict=True):
-            self._states[number, key] = state
+        for start in range(0, len(keys), self._limits.load):
+            some = keys[start : start + self._limits.load]
+            for key, state in (await self._what.load(some, read)).items():
+                self._states[number, key] = state
 
     async def _read(self, partition: _Partition, fields: Sequence[str]) -> Sequence[bytes | None]:
-        loaded = await self._store.load(partition.at.partition, fields)
-        if (loaded.offset, loaded.owner) != (partition.position, self._owner):
-            raise PartitionLost(
-                f"{partition.at}: the state is at {loaded.offset} of {loaded.owner!r}, "
-                f"this process is at {partition.position}"
-            )
-        return loaded.fields
+        values: list[bytes | None] = []
+        for start in range(0, max(1, len(fields)), MAX_FIELDS):
+            loaded = await self._store.load(partition.at.partition, fields[start : start + MAX_FIELDS])
+            if (loaded.offset, loaded.owner) != (partition.position, self._owner):
+                raise PartitionLost(
+                    f"{partition.at}: the state is at {loaded.offset} of {loaded.owner!r}, "
+                    f"this process is at {partition.position}"
+                )
+            values += loaded.fields
+        return values
 
     async def _see_kept(self, batches: Mapping[int, _Batch[S]]) -> None:
         """See that the states of idle partitions are still there: nobody else would notice that they

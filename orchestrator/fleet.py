@@ -39,7 +39,8 @@ from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.detector import Detector
 from codeconvoy.workers.engine.attempts import RedisAttempts
 from codeconvoy.workers.engine.bus import Bus
-from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldEngine
+from codeconvoy.workers.engine.fold_consumer import FoldConsumer
+from codeconvoy.workers.engine.fold_engine import FoldEngine
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.pool_engine import Handler, PoolEngine, PoolLimits

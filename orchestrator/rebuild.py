@@ -17,7 +17,7 @@ from codeconvoy.orchestrator.log_reader import LogReader, Progress
 from codeconvoy.schemas.errors import Unavailable, Undecodable
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
-from codeconvoy.workers.engine.fold_engine import FoldConsumer
+from codeconvoy.workers.engine.fold_consumer import FoldConsumer
 from codeconvoy.workers.engine.reads import MAX_FIELDS
 from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore, Write
 from codeconvoy.workers.projector import FileProjector, JobProjector

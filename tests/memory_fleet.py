@@ -28,7 +28,8 @@ from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.detector import Detector
 from codeconvoy.workers.engine.attempts import MemoryAttempts
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
-from codeconvoy.workers.engine.fold_engine import FoldEngine, FoldLimits
+from codeconvoy.workers.engine.fold_consumer import FoldLimits
+from codeconvoy.workers.engine.fold_engine import FoldEngine
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.memory_bus import MemoryBus
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families

@@ -16,7 +16,8 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Flaw, PartitionLost, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Outgoing, Reader, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skip_mark
-from codeconvoy.workers.engine.fold_engine import FoldEngine, FoldLimits, Stored
+from codeconvoy.workers.engine.fold_consumer import FoldLimits, Stored
+from codeconvoy.workers.engine.fold_engine import FoldEngine
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.reads import ReadFields

@@ -22,7 +22,8 @@ from codeconvoy.schemas.job_spec import Budget
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.budget_log import JobBudgetLog
 from codeconvoy.workers.engine.bus import Bus, Outgoing
-from codeconvoy.workers.engine.fold_engine import FoldEngine, FoldLimits
+from codeconvoy.workers.engine.fold_consumer import FoldLimits
+from codeconvoy.workers.engine.fold_engine import FoldEngine
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families
 from codeconvoy.workers.engine.state import RedisStore

@@ -12,7 +12,7 @@ from codeconvoy.schemas.errors import Flaw, Unavailable, Undecodable
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES, Topics, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skip_mark
-from codeconvoy.workers.engine.fold_engine import FoldLimits
+from codeconvoy.workers.engine.fold_consumer import FoldLimits
 from codeconvoy.workers.engine.pool_engine import Earlier, PoolLimits
 from codeconvoy.workers.engine.state import OFFSET
 from tests.simulation.counting import EFFECTS, NAME, Counting, fields_of

@@ -23,7 +23,7 @@ from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.detector import NAME as DETECTOR
 from codeconvoy.workers.detector import Detector, DetectorState
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
-from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldLimits
+from codeconvoy.workers.engine.fold_consumer import FoldConsumer, FoldLimits
 from codeconvoy.workers.engine.memory_broker import Outcome
 from codeconvoy.workers.engine.pool_engine import Handler, PoolLimits
 from codeconvoy.workers.llm.spent import MovedCalls

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from random import Random
 
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.workers.engine.fold_engine import Stored
+from codeconvoy.workers.engine.fold_consumer import Stored
 from codeconvoy.workers.moves import Hints, Move, moves_of
 from tests.simulation.loop import SimulationLoop
 from tests.simulation.process import SimProcess

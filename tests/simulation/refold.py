@@ -10,7 +10,7 @@ from typing import Any
 
 from codeconvoy.schemas.errors import Undecodable
 from codeconvoy.workers.engine.bus import Outgoing, Record, TopicPartition
-from codeconvoy.workers.engine.fold_engine import FoldConsumer
+from codeconvoy.workers.engine.fold_consumer import FoldConsumer
 from codeconvoy.workers.engine.memory_broker import MemoryBroker, Outcome
 from codeconvoy.workers.engine.state import LIVE, OFFSET, MemoryStore
 

@@ -19,7 +19,8 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Aborted, BusError, Unavailable
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.bus import Outgoing, Producer, TopicPartition
-from codeconvoy.workers.engine.fold_engine import FoldConsumer, FoldEngine, FoldLimits, Stored
+from codeconvoy.workers.engine.fold_consumer import FoldConsumer, FoldLimits, Stored
+from codeconvoy.workers.engine.fold_engine import FoldEngine
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.memory_bus import MemoryBus
 from codeconvoy.workers.engine.metrics import EngineMetrics, Families

@@ -17,103 +17,30 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Aborted, PartitionLost, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Producer, Record, TopicPartition
-from codeconvoy.workers.engine.dead_letter import letter_of, skipped_points
+from codeconvoy.workers.engine.dead_letter import letter_of
+from codeconvoy.workers.engine.fold_consumer import FoldConsumer, FoldLimits, Stored
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.kept import Kept
 from codeconvoy.workers.engine.metrics import EngineMetrics
-from codeconvoy.workers.engine.reads import MAX_FIELDS, ReadFields
+from codeconvoy.workers.engine.reads import MAX_FIELDS
 from codeconvoy.workers.engine.starts import readable
 from codeconvoy.workers.engine.state import LIVE, StateStore, Write
+from codeconvoy.workers.engine.stops import Stops
 from codeconvoy.workers.tracing import OFF, Tracing, carried, context_in
 
 S = TypeVar("S")
 
-Stored = Callable[[Mapping[str, tuple[S | None, S]]], Awaitable[None]]
-"""Told of states by key, before and after, once the latter are in the store. Must not raise: there is
-no way back. Never told of what is folded in silence, nor when the process dies in between."""
-
 _DUE = "!due:"
 logger = logging.getLogger(__name__)
-
-
-class FoldConsumer(Protocol[S]):
-    """What is folded: a declaration, without IO and without a clock."""
-
-    name: str
-    topic: str
-
-    def empty(self, key: str) -> S:
-        """The state of a key that was never seen."""
-        ...
-
-    async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, S]:
-        """The states of keys of one partition, from their fields."""
-        ...
-
-    def dump(self, key: str, before: S | None, after: S) -> Mapping[str, bytes | None]:
-        """The fields that differ between two states (None: to be deleted)."""
-        ...
-
-    def weigh(self, state: S) -> int:
-        """About how many bytes a state takes in memory, at a cost that does not depend on its size."""
-        ...
-
-    def step(self, state: S, record: Record, now: int) -> tuple[S, Sequence[Outgoing]]:
-        """The state after a record, and what is to be written because of it. `now` (milliseconds
-        since the epoch) may only be used to say until when somebody else shall wait.
-
-        Raises:
-            Undecodable: the record can't be read.
-        """
-        ...
-
-    def wait(self, state: S) -> int | None:
-        """When (milliseconds since the epoch) `due` is to be asked for this state."""
-        ...
-
-    def due(self, key: str, state: S, now: int) -> Sequence[Outgoing]:
-        """Facts about waits that have run out. They change nothing until they are folded."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class FoldLimits:
-    """Sizes and times of the loop."""
-
-    batch: int = 2_000
-    poll_seconds: float = 0.5
-    beat_seconds: float = 0.03
-    """Between the beginnings of two batches, after a small one: what comes meanwhile goes together, in
-    fewer and larger transactions."""
-    loaded_beat_seconds: float = 0.1
-    """The same after a batch of `loaded` records or more: under load a transaction costs more than a
-    moment's wait."""
-    loaded: int = 100
-    marker_seconds: float = 0.3
-    """After the last record, how long markers are looked for each beat; later ones are passed each tick."""
-    states: int = 50_000
-    """States kept in memory between two batches: more than the files of a large repository."""
-    state_bytes: int = 2**30
-    """Of these, about."""
-    load: int = 100
-    """States of one partition that are read at once."""
-    transaction_attempts: int = 5
-    tick_seconds: float = 1.0
-    skip_check_seconds: float = 2.0
-
-    def beat(self, records: int) -> float:
-        """Seconds between the beginnings of a batch of so many records and of the next."""
-        share = min(1.0, records / self.loaded)
-        return self.beat_seconds + share * (self.loaded_beat_seconds - self.beat_seconds)
 
 
 @dataclass(slots=True)
@@ -172,6 +99,7 @@ class FoldEngine(Generic[S]):
         self._now, self._metrics, self._health = now, metrics, health
         self._tracing = tracing
         self._limits = limits or FoldLimits()
+        self._stops = Stops(bus, dead_letters, health, metrics)
         self._stored = stored
         self._owner = f"{instance}/{nonce or uuid.uuid4().hex[:12]}"
         self._partitions: dict[int, _Partition] = {}
@@ -207,7 +135,7 @@ class FoldEngine(Generic[S]):
                     await self._tick(batches)
                     await self._pass_markers(consumer, batches)
                     self._metrics.lag.set(sum((await consumer.lag()).values()))
-                if clock() - last_skip_check >= self._limits.skip_check_seconds and self._stopped():
+                if clock() - last_skip_check >= self._limits.skip_check_seconds and self._stops:
                     last_skip_check = clock()
                     await self._try_skip(consumer, batches)
                 with self._metrics.commit_seconds.time() if batches else nullcontext():
@@ -257,8 +185,7 @@ class FoldEngine(Generic[S]):
         for at in partitions:
             self._forget(at.partition)
             self._partitions.pop(at.partition, None)
-            self._health.stopped.pop(at, None)
-        self._count_stopped()
+            self._stops.forget(at)
         self._metrics.rebalances.inc()
 
     async def lost(self, partitions: Sequence[TopicPartition]) -> None:
@@ -512,30 +439,13 @@ class FoldEngine(Generic[S]):
     def _stop(self, partition: _Partition, record: Record, undecodable: Undecodable) -> None:
         """Stop visibly: skipping a record that others may be able to read would make replicas differ."""
         partition.stopped_at = record.offset
-        reason = (
-            f"offset {record.offset}: {undecodable}. Upgrade codeconvoy, or skip it everywhere with "
-            f"`convoy dlq skip {record.topic} {record.partition} {record.offset}`"
-        )
-        self._health.stopped[partition.at] = reason
-        self._count_stopped()
-        logger.error("partition %s/%s is stopped at %s", record.topic, record.partition, reason)
-
-    def _stopped(self) -> int:
-        return sum(partition.stopped_at is not None for partition in self._partitions.values())
-
-    def _count_stopped(self) -> None:
-        self._metrics.stopped.set(self._stopped())
+        self._stops.add(partition.at, record.offset, undecodable)
 
     async def _try_skip(self, consumer: Consumer, batches: dict[int, _Batch[S]]) -> None:
         """Go on behind a record that an operator has skipped for all replicas, on the log."""
-        skipped = await skipped_points(self._bus, self._dead_letters)
-        for number, partition in self._partitions.items():
-            at = partition.stopped_at
-            if at is None or (self._what.topic, number, at) not in skipped:
-                continue
+        for at, offset in (await self._stops.skipped()).items():
+            partition = self._partitions[at.partition]
             partition.stopped_at = None
-            self._health.stopped.pop(partition.at, None)
-            self._count_stopped()
-            batch = batches.setdefault(number, _Batch(partition.position))
-            batch.position = at + 1
-            await consumer.seek(partition.at, at + 1)
+            batch = batches.setdefault(at.partition, _Batch(partition.position))
+            batch.position = offset + 1
+            await consumer.seek(at, offset + 1)

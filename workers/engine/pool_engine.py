@@ -27,7 +27,7 @@ from codeconvoy.schemas.errors import BusError, TooLarge, Unavailable, Undecodab
 from codeconvoy.workers.engine import offsets as offset_map
 from codeconvoy.workers.engine.attempts import Attempt, Attempts
 from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Record, TopicPartition
-from codeconvoy.workers.engine.dead_letter import dead_letter, letter_of, skipped_points
+from codeconvoy.workers.engine.dead_letter import dead_letter, letter_of
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.lanes import Assignment, Job, Lane, Lanes
 from codeconvoy.workers.engine.limits import check_limits
@@ -36,6 +36,7 @@ from codeconvoy.workers.engine.offsets import Offsets
 from codeconvoy.workers.engine.results import Result, Results
 from codeconvoy.workers.engine.starter import Starter
 from codeconvoy.workers.engine.starts import readable
+from codeconvoy.workers.engine.stops import Stops
 from codeconvoy.workers.redact import Redact
 from codeconvoy.workers.tracing import OFF, Tracing, carried, context_in
 
@@ -131,6 +132,7 @@ class PoolEngine:
         self._topic, self._group, self._instance = topic, group, instance
         self._dead_letters, self._now = dead_letters, now
         self._metrics, self._health, self._attempts = metrics, health, attempts
+        self._stops = Stops(bus, dead_letters, health, metrics)
         self._limits, self._redact = limits or PoolLimits(), redact
         self._tracing = tracing
         self._assigned: dict[int, Assignment] = {}
@@ -236,8 +238,7 @@ class PoolEngine:
             assignment = self._assigned.pop(at.partition, None)
             if assignment is not None:
                 assignment.is_ending = True
-            self._health.stopped.pop(at, None)
-        self._count_stopped()
+            self._stops.forget(at)
         await self._leave(numbers, self._limits.drain_seconds)
         self._metrics.rebalances.inc()
 
@@ -447,30 +448,13 @@ class PoolEngine:
         assignment.stopped_at = at
         for waiting in self._lanes.clear([record.partition], above=at):
             assignment.offsets.drop(waiting.record.offset)
-        reason = (
-            f"offset {at}: {undecodable}. Upgrade codeconvoy, or skip it everywhere with "
-            f"`convoy dlq skip {record.topic} {record.partition} {at}`"
-        )
-        self._health.stopped[assignment.at] = reason
-        self._count_stopped()
-        logger.error("partition %s/%s is stopped at %s", record.topic, record.partition, reason)
-
-    def _count_stopped(self) -> None:
-        self._metrics.stopped.set(sum(each.stopped_at is not None for each in self._assigned.values()))
+        self._stops.add(assignment.at, at, undecodable)
 
     async def _try_skips(self, consumer: Consumer) -> None:
         """Go on behind records that an operator has skipped."""
-        stopped = [each for each in self._assigned.values() if each.stopped_at is not None]
-        if not stopped:
-            return
-        skipped = await skipped_points(self._bus, self._dead_letters)
-        for assignment in stopped:
-            at, offset = assignment.at, assignment.stopped_at
-            if offset is None or (self._topic, at.partition, offset) not in skipped:
-                continue
+        for at, offset in (await self._stops.skipped()).items():
+            assignment = self._assigned[at.partition]
             assignment.stopped_at = None
-            self._health.stopped.pop(at, None)
-            self._count_stopped()
             assignment.offsets.read_again(offset)
             self._results.touch(at.partition)
             await consumer.seek(at, offset + 1)

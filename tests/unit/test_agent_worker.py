@@ -17,6 +17,7 @@ from codeconvoy.workers.agent_worker import AgentWorker
 from codeconvoy.workers.desk import Desk
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.memory_bus import MemoryReader
+from codeconvoy.workers.engine.pool_engine import Earlier
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.llm.repo_map import RepoMap
 from codeconvoy.workers.llm.spent import MovedCalls
@@ -42,16 +43,18 @@ class Log(MemoryReader):
 class Files:
     """A projection where each file `x.py` is visible at `x1`, and remembers `x0` and `x2` too."""
 
+    visible = 1
+
     async def views(
         self, workspace: str, wanted: Wanted, points: Sequence[MustSee], known: Mapping[str, FileView]
     ) -> Mapping[str, FileView]:
-        return {path: _view(path) for path in wanted}
+        return {path: _view(path, self.visible) for path in wanted}
 
     async def standing(self, job_id: str, task_id: str) -> Standing | None:
         return None
 
 
-def _view(path: str) -> FileView:
+def _view(path: str, visible: int) -> FileView:
     name = path[0]
     contents = {
         event_id: Content(
@@ -63,7 +66,7 @@ def _view(path: str) -> FileView:
         )
         for seq, event_id in enumerate((f"{name}0", f"{name}1", f"{name}2"))
     }
-    return FileView(path, f"{name}1", (f"{name}1", f"{name}2"), contents)
+    return FileView(path, f"{name}{visible}", (f"{name}1", f"{name}2"), contents)
 
 
 @dataclass
@@ -103,9 +106,11 @@ RESOLVE = ResolveWork(
 )
 
 
-def worked(work: Work, kind: RoleKind) -> tuple[Context, list[Event], Maps]:
+def worked(
+    work: Work, kind: RoleKind, *, files: Files | None = None, earlier: Earlier = at_once
+) -> tuple[Context, list[Event], Maps]:
     """What the agent was shown, the events that came of it, and the maps that were asked for."""
-    desk = Desk(CODEC, TOPICS, cast(Projection, Files()), Log(), lambda: 0, "r/1")
+    desk = Desk(CODEC, TOPICS, cast(Projection, files or Files()), Log(), lambda: 0, "r/1")
     agent, maps = Writer(), Maps()
     role = Role(name="r", kind=kind, description="", provider="openai")
     calls = MovedCalls(CollectorRegistry())
@@ -122,7 +127,7 @@ def worked(work: Work, kind: RoleKind) -> tuple[Context, list[Event], Maps]:
         work=work,
     )
     record = Record(TOPICS.tasks("r"), 0, 0, "w:a.py", CODEC.encode(task))
-    outputs = asyncio.run(worker.handle(record, at_once))
+    outputs = asyncio.run(worker.handle(record, earlier))
     events = [CODEC.decode(output.value, Event) for output in outputs if output.topic == TOPICS.events]
     (context,) = agent.shown
     return context, events, maps
@@ -146,6 +151,18 @@ def test_all_that_an_agent_was_shown_of_other_files_is_read(
     shown = {version.path for version in (context.file, *context.others)}
     for event in events:
         assert {read.path for read in event.reads} | {event.file_path} == shown
+
+
+def test_an_agent_is_shown_what_the_task_before_made_of_its_file() -> None:
+    """It begins before that is committed. Were its file read at once, the two edits would fork."""
+    files = Files()
+
+    async def earlier() -> None:
+        await asyncio.sleep(0)
+        files.visible = 2
+
+    context, (event, *_), _ = worked(EditWork(), RoleKind.EDIT, files=files, earlier=earlier)
+    assert (context.file.event_id, event.parent_event_ids) == ("a2", ("a2",))
 
 
 def test_the_map_is_asked_for_with_the_files_that_the_task_names_and_is_not_read() -> None:

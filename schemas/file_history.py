@@ -174,26 +174,27 @@ def with_room(history: FileHistory, for_edit: bool) -> FileHistory:
     if len(history.entries) < MAX_EDITS:
         return history
     changes: dict[str, Entry | None] = {}
-    edits, emptied, notes, free_slot = history.edits, history.emptied, history.notes, -1
+    entries, free_slot = history.entries, -1
+    edits, emptied, notes = history.edits, history.emptied, history.notes
     # The end of a claim lets many edits in at once, so there may be more than one too many.
     for _ in range(len(edits) - MAX_EDITS + for_edit):
         key, edits = _oldest(history, edits)
         if key is not None:  # it is too old for others to be built on it
-            entry = changes[key] = msgspec.structs.replace(history.entries[key], edit=None)
+            entry = changes[key] = msgspec.structs.replace(entries[key], edit=None)
             emptied = _with(history, emptied, entry)
-    if len(history.entries) >= MAX_ENTRIES:
+    if len(entries) >= MAX_ENTRIES:
         (note, rest), (edit, others) = _oldest(history, notes), _oldest(history, emptied)
-        if edit is None or (note is not None and history.entries[note].seq < history.entries[edit].seq):
+        if edit is None or (note is not None and entries[note].seq < entries[edit].seq):
             key, notes = note, rest
         else:
             key, emptied = edit, others
         assert key is not None, "there are more entries than edits and deferred events"
-        changes[key], free_slot = None, history.entries[key].slot
+        changes[key], free_slot = None, entries[key].slot
     if not changes:
         return history
     return msgspec.structs.replace(
         history,
-        entries=history.entries.updated(changes),
+        entries=entries.updated(changes),
         edits=edits,
         emptied=emptied,
         notes=notes,
@@ -206,7 +207,7 @@ def _oldest(history: FileHistory, queue: PersistentQueue) -> tuple[str | None, P
     first = queue.first
     if first is None:
         return None, queue
-    if not _is_pinned(history, first):
+    if first != history.visible and first not in history.heads and not history.deferred:
         return first, queue.without_first()
     found = next((each for each in queue if not _is_pinned(history, each)), None)
     return found, PersistentQueue(each for each in queue if each != found)

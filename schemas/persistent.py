@@ -54,17 +54,18 @@ class PersistentMap(Mapping[str, V]):
             return self
         base, apart, length = self._base, self._apart.copy(), self._len
         for key, value in changes.items():
-            if key in apart:
-                known = apart[key]
-                if known is None:  # it was removed from the base, and comes last if it comes again
-                    return self._joined(self._apart, self._len).updated(changes)
-            else:
-                known = base.get(key)
-            length += (value is not None) - (known is not None)
-            if value is None and key not in base:
-                del apart[key]
-            else:
+            known = apart.get(key, _NONE)
+            if known is None:  # it was removed from the base, and comes last if it comes again
+                return self._joined(self._apart, self._len).updated(changes)
+            if value is not None:
+                length += known is _NONE and key not in base
                 apart[key] = value
+                continue
+            length -= 1
+            if key in base:
+                apart[key] = None
+            else:
+                del apart[key]
         if len(apart) > _LEAST and len(apart) > 3 * isqrt(len(base)):
             return self._joined(apart, length)
         made = self._made(base, self._name, apart, length, self._joins)

@@ -79,7 +79,10 @@ class KafkaProducer:
             raise BusError("offsets need the group token of a consumer of the Kafka bus")
         await self._on_thread(lambda: self._transact(outputs, as_offsets(offsets), token.metadata))
         if self._embedded:  # it forgets offsets that were sent in a transaction
-            await token.consumer.commit(offsets)
+            try:
+                await token.consumer.commit(offsets)
+            except Aborted as refused:  # the outputs are there: to send them again would double them
+                raise BusError(f"its outputs are committed, its offsets are not: {refused}") from refused
 
     async def close(self) -> None:
         """See `Producer.close`."""

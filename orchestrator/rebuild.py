@@ -18,15 +18,13 @@ from codeconvoy.schemas.errors import Unavailable, Undecodable
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.engine.fold_consumer import FoldConsumer
-from codeconvoy.workers.engine.reads import MAX_FIELDS
+from codeconvoy.workers.engine.reads import in_parts
 from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore, Write
 from codeconvoy.workers.projector import FileProjector, JobProjector
 
 BATCH = 500
 STATES = 4_000
 """States kept in memory."""
-LOADS_AT_ONCE = 100
-"""States that are read at once."""
 ATTEMPTS = 200
 """To switch: the live state moves on between a look at it and the switch."""
 MAX_LISTED = 20
@@ -181,15 +179,10 @@ class _Rebuild(Generic[S]):
         for key in keys:
             if key in self._states:
                 self._states.move_to_end(key)
-        for start in range(0, len(missing), LOADS_AT_ONCE):
-            some = missing[start : start + LOADS_AT_ONCE]
-            self._states.update(await self._what.load(some, self._read))
+        self._states.update(await self._what.load(missing, in_parts(self._read)))
 
     async def _read(self, fields: Sequence[str]) -> Sequence[bytes | None]:
-        values: list[bytes | None] = []
-        for start in range(0, len(fields), MAX_FIELDS):
-            values += (await self._shadow.load(self._number, fields[start : start + MAX_FIELDS])).fields
-        return values
+        return (await self._shadow.load(self._number, fields)).fields
 
     def _check_passed(self, record: Record, undecodable: Undecodable) -> None:
         """See that the projector passes over this record too."""

@@ -207,7 +207,7 @@ def _oldest(history: FileHistory, queue: PersistentQueue) -> tuple[str | None, P
     first = queue.first
     if first is None:
         return None, queue
-    if first != history.visible and first not in history.heads and not history.deferred:
+    if not _is_pinned(history, first):
         return first, queue.without_first()
     found = next((each for each in queue if not _is_pinned(history, each)), None)
     return found, PersistentQueue(each for each in queue if each != found)

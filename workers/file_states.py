@@ -14,6 +14,7 @@ by its id, without the others.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 
@@ -22,10 +23,12 @@ from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory, Rea
 from codeconvoy.schemas.job_facts import VerdictKind
 from codeconvoy.schemas.persistent import PersistentMap, PersistentQueue
 from codeconvoy.schemas.topics import split_file_key
-from codeconvoy.workers.engine.reads import ReadFields
+from codeconvoy.workers.engine.reads import ReadFields, batches
 
 _HEADER, _ENTRY, _CONTENT, _READER, _DEFERRED, _VOIDED = "f:", "e:", "c:", "r:", "d:", "v:"
 OPEN_CONFLICT = "!conflict:"
+FILES_AT_ONCE = 100
+"""Whose histories are read together."""
 ENTRY_BYTES = 500
 """About what an event takes in memory beside the content of its edit (measured)."""
 
@@ -200,7 +203,14 @@ async def load_own(keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHi
 
 async def load(keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHistory | None]:
     """The histories of files of one partition, or None where there is none; those that were written between
-    the reads are left out. However many files there are, the reads are three."""
+    the reads are left out. The reads are three for each `FILES_AT_ONCE`."""
+    found: dict[str, FileHistory | None] = {}
+    for some in batches(keys, FILES_AT_ONCE):
+        found |= await _load(some, read)
+    return found
+
+
+async def _load(keys: Sequence[str], read: ReadFields) -> dict[str, FileHistory | None]:
     raws = dict(zip(keys, await read([header_field(key) for key in keys]), strict=True))
     there = {key: (raw, _HEADERS.decode(raw)) for key, raw in raws.items() if raw is not None}
     parts = await _read_numbered({key: header for key, (_, header) in there.items()}, read)
@@ -242,21 +252,15 @@ async def _read_numbered(headers: Mapping[str, _Header], read: ReadFields) -> di
         names += [entry_field(key, slot) for slot in range(header.entries)]
         for stem, numbers in _queues(header):
             names += [f"{stem}{key}\x1f{number}" for number in range(*numbers)]
-    values = await read(names) if names else ()
+    values = iter(await read(names) if names else ())
     found: dict[str, _Numbered] = {}
-    start = 0
-
-    def taken(count: int) -> list[bytes]:
-        nonlocal start
-        start += count
-        return [value for value in values[start - count : start] if value is not None]
-
     for key, header in headers.items():
-        entries = sorted(map(_ENTRIES.decode, taken(header.entries)), key=lambda entry: entry.seq)
-        queues = [taken(end - first) for _, (first, end) in _queues(header)]
         sizes = [header.entries, *(end - first for _, (first, end) in _queues(header))]
-        if [len(entries), *map(len, queues)] == sizes:
-            found[key] = _Numbered(entries, *queues)
+        parts = [list(islice(values, size)) for size in sizes]
+        entries, *queues = whole = [[value for value in part if value is not None] for part in parts]
+        if whole == parts:
+            in_order = sorted(map(_ENTRIES.decode, entries), key=lambda entry: entry.seq)
+            found[key] = _Numbered(in_order, *queues)
     return found
 
 

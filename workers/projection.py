@@ -5,7 +5,7 @@ Nobody decides from it what is true; agents read from it what they work on, and 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -18,7 +18,7 @@ from codeconvoy.schemas.job_state import JobState, TaskStatus
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
 from codeconvoy.workers import file_states, job_states
-from codeconvoy.workers.engine.reads import MAX_FIELDS
+from codeconvoy.workers.engine.reads import in_parts
 from codeconvoy.workers.engine.state import LIVE, StateStore
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.positions import Positions
@@ -26,8 +26,6 @@ from codeconvoy.workers.projector import empty_history
 
 READ_ATTEMPTS = 10
 """Reads of a file between whose parts the projector wrote."""
-HISTORIES_AT_ONCE = 100
-"""Of one partition."""
 BARRIER_SECONDS = 30.0
 
 
@@ -143,28 +141,21 @@ class StoredProjection:
         by_partition: dict[int, list[str]] = {}
         for key in keys:
             by_partition.setdefault(partition_of(key, self._partitions), []).append(key)
-        found: dict[str, FileHistory] = {}
-
-        async def of(partition: int, keys: Sequence[str]) -> None:
-            for some in _batches(keys, HISTORIES_AT_ONCE):
-                found.update(await self._histories(partition, some))
-
-        await asyncio.gather(*(of(number, keys) for number, keys in by_partition.items()))
-        return found
+        found = await asyncio.gather(
+            *(self._histories(number, some) for number, some in by_partition.items())
+        )
+        return {key: history for histories in found for key, history in histories.items()}
 
     async def _histories(self, partition: int, keys: Sequence[str]) -> Mapping[str, FileHistory]:
         """Of files of one partition, by key."""
 
         async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
-            values: list[bytes | None] = []
-            for some in _batches(fields, MAX_FIELDS):
-                values += (await self._fields(partition, some))[1]
-            return values
+            return (await self._fields(partition, fields))[1]
 
         found: dict[str, FileHistory] = {}
         for _ in range(READ_ATTEMPTS):
             left = [key for key in keys if key not in found]
-            loaded = await file_states.load(left, read)
+            loaded = await file_states.load(left, in_parts(read))
             found |= {key: history or empty_history(key) for key, history in loaded.items()}
             if len(found) == len(keys):
                 return found
@@ -389,8 +380,3 @@ def _lacks(held: Mapping[str, Content], visible: str) -> bool:
 def _only(held: Mapping[str, Content], visible: str, wanted: Sequence[str]) -> Mapping[str, Content]:
     """What is to be known next time: no more than what was asked for."""
     return {event_id: held[event_id] for event_id in (visible, *wanted) if event_id in held}
-
-
-def _batches(whole: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(whole), size):
-        yield whole[start : start + size]

@@ -73,8 +73,6 @@ class FoldLimits:
     """States kept in memory between two batches: more than the files of a large repository."""
     state_bytes: int = 2**30
     """Of these, about."""
-    load: int = 100
-    """States of one partition that are read at once."""
     transaction_attempts: int = 5
     tick_seconds: float = 1.0
     skip_check_seconds: float = 2.0

@@ -31,7 +31,7 @@ from codeconvoy.workers.engine.fold_consumer import FoldConsumer, FoldLimits, St
 from codeconvoy.workers.engine.health import Health
 from codeconvoy.workers.engine.kept import Kept
 from codeconvoy.workers.engine.metrics import EngineMetrics
-from codeconvoy.workers.engine.reads import MAX_FIELDS
+from codeconvoy.workers.engine.reads import in_parts
 from codeconvoy.workers.engine.starts import readable
 from codeconvoy.workers.engine.state import LIVE, StateStore, Write
 from codeconvoy.workers.engine.stops import Stops
@@ -265,23 +265,18 @@ class FoldEngine(Generic[S]):
         await asyncio.gather(*(self._load_from(number, keys) for number, keys in missing.items()))
 
     async def _load_from(self, number: int, keys: Sequence[str]) -> None:
-        read = partial(self._read, self._partitions[number])
-        for start in range(0, len(keys), self._limits.load):
-            some = keys[start : start + self._limits.load]
-            for key, state in (await self._what.load(some, read)).items():
-                self._states[number, key] = state
+        read = in_parts(partial(self._read, self._partitions[number]))
+        for key, state in (await self._what.load(keys, read)).items():
+            self._states[number, key] = state
 
     async def _read(self, partition: _Partition, fields: Sequence[str]) -> Sequence[bytes | None]:
-        values: list[bytes | None] = []
-        for start in range(0, max(1, len(fields)), MAX_FIELDS):
-            loaded = await self._store.load(partition.at.partition, fields[start : start + MAX_FIELDS])
-            if (loaded.offset, loaded.owner) != (partition.position, self._owner):
-                raise PartitionLost(
-                    f"{partition.at}: the state is at {loaded.offset} of {loaded.owner!r}, "
-                    f"this process is at {partition.position}"
-                )
-            values += loaded.fields
-        return values
+        loaded = await self._store.load(partition.at.partition, fields)
+        if (loaded.offset, loaded.owner) != (partition.position, self._owner):
+            raise PartitionLost(
+                f"{partition.at}: the state is at {loaded.offset} of {loaded.owner!r}, "
+                f"this process is at {partition.position}"
+            )
+        return loaded.fields
 
     async def _see_kept(self, batches: Mapping[int, _Batch[S]]) -> None:
         """See that the states of idle partitions are still there: nobody else would notice that they

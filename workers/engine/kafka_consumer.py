@@ -136,10 +136,7 @@ class KafkaConsumer:
 
     async def group_token(self) -> GroupToken:
         """See `Consumer.group_token`."""
-        metadata = await self._owner.run(self._consumer.consumer_group_metadata)
-        if generation(metadata) < 0:
-            raise Fenced("this consumer has not joined its group")
-        return GroupToken(MemberToken(metadata, self))
+        return GroupToken(MemberToken(await self._owner.run(self._membership), self))
 
     async def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         """See `Consumer.commit`."""
@@ -209,9 +206,15 @@ class KafkaConsumer:
         if error.code() == KafkaError._AUTHENTICATION:
             self._failure = as_bus_error(error)
 
+    def _membership(self) -> bytes:
+        """The group metadata of a member; without a generation a commit would not be fenced."""
+        metadata: bytes = self._consumer.consumer_group_metadata()
+        if generation(metadata) < 0:
+            raise Fenced("this consumer has not joined its group")
+        return metadata
+
     def _commit(self, offsets: list[KafkaPartition]) -> None:
-        if generation(self._consumer.consumer_group_metadata()) < 0:
-            raise Fenced("this consumer has not joined its group")  # an empty group would take them
+        self._membership()  # a group that is empty would take offsets of anybody
         try:
             answers = self._consumer.commit(offsets=offsets, asynchronous=False) or ()
         except KafkaException as error:

@@ -6,7 +6,7 @@ moment, and all hashes in one round trip.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import cast
 
 from redis.asyncio import Redis
@@ -21,6 +21,24 @@ MAX_FIELDS = 5_000
 """Fields of one HMGET, unless one read asks for more."""
 
 _Asked = tuple[str, Sequence[str], "asyncio.Future[Sequence[bytes | None]]"]
+
+
+def batches(whole: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The whole in order, at most so many at once."""
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]
+
+
+def in_parts(read: ReadFields) -> ReadFields:
+    """The same reads, of `MAX_FIELDS` at most: each part as of a moment of its own."""
+
+    async def read_parts(fields: Sequence[str]) -> Sequence[bytes | None]:
+        values: list[bytes | None] = []
+        for some in batches(fields, MAX_FIELDS):
+            values += await read(some)
+        return values
+
+    return read_parts
 
 
 class BatchedReads:

@@ -256,9 +256,7 @@ class Results:
         self._waiting = list(waiting)
         self._keys = {one.key for one in self._waiting}
         for key in [key for key in self._awaited if key not in self._keys]:
-            future = self._awaited.pop(key)
-            if not future.done():
-                future.set_result(None)
+            self._awaited.pop(key).set_result(None)
 
     def _forget(self, results: Collection[Result]) -> None:
         gone = set(map(id, results))

@@ -51,9 +51,8 @@ def measure(ground: Ground) -> Iterator[Figure]:
         started.start(*PROCESSES)
         _run(ground, started, [_job(work_tree, "warm-up", 2)])
         before = _cpu(ground, started)
-        began = time.monotonic()
-        states = _run(ground, started, [_job(work_tree, f"job-{number}", files) for number in range(jobs)])
-        elapsed = time.monotonic() - began
+        specs = [_job(work_tree, f"job-{number}", files) for number in range(jobs)]
+        states, elapsed = _run(ground, started, specs)
         used = {name: seconds - before[name] for name, seconds in _cpu(ground, started).items()}
         done = _count(states)
         ground.say(f"W1b: {done:,} tasks in {elapsed:.1f} s; the audit begins")
@@ -80,20 +79,23 @@ def _job(work_tree: Path, workspace: str, files: int) -> JobSpec:
     )
 
 
-def _run(ground: Ground, started: Fleet, specs: Sequence[JobSpec]) -> list[JobState]:
-    """Submit jobs all at once, wait for their ends, and see that they succeeded."""
+def _run(ground: Ground, started: Fleet, specs: Sequence[JobSpec]) -> tuple[list[JobState], float]:
+    """Submit jobs all at once, wait for their ends, and see that they succeeded. How they ended, and after
+    how many seconds the last one had."""
 
-    async def run(connected: parts.Fleet) -> list[JobState | None]:
-        job_ids = await asyncio.gather(*(submit(connected, spec, "bench") for spec in specs))
+    async def run(connected: parts.Fleet) -> tuple[list[JobState | None], float]:
         projection = connected.projection()
+        began = time.monotonic()
+        job_ids = await asyncio.gather(*(submit(connected, spec, "bench") for spec in specs))
         await _ended(ground, started, projection, job_ids)
-        return [await projection.job(job_id) for job_id in job_ids]
+        elapsed = time.monotonic() - began
+        return [await projection.job(job_id) for job_id in job_ids], elapsed
 
-    states = started.ask(run)
+    states, elapsed = started.ask(run)
     for state in states:
         if state is None or state.status is not JobStatus.SUCCEEDED:
             raise Wrong(f"a job ended as {state and (state.status, state.reason)}\n{started.logs()}")
-    return [state for state in states if state is not None]
+    return [state for state in states if state is not None], elapsed
 
 
 async def _ended(ground: Ground, started: Fleet, projection: Projection, job_ids: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ short.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -19,6 +19,7 @@ from codeconvoy.schemas.errors import BadInput, Unencodable
 from codeconvoy.schemas.events import TYPE_OF, Event, ResolutionFailed
 from codeconvoy.schemas.job_facts import (
     DeadlinePassed,
+    DispatchedRound,
     FactPayload,
     JobFact,
     JobFinished,
@@ -35,19 +36,20 @@ from codeconvoy.schemas.job_step import (
     Dispatch,
     RecordEvent,
     Say,
-    SetDeadline,
 )
 from codeconvoy.schemas.tasks import Task
 from codeconvoy.schemas.topics import Topics, file_key
 from codeconvoy.workers import job_states
 from codeconvoy.workers.engine.bus import Outgoing, Record
-from codeconvoy.workers.engine.reads import ReadFields
+from codeconvoy.workers.engine.reads import ReadFields, batches
 from codeconvoy.workers.records import decoded
 from codeconvoy.workers.tracing import TRACEPARENT, Headers, carried, context_in, trace_of
 
 NAME = "orchestrator"
 GRACE_SECONDS = 30
 """What a task's dispatch may take beyond the task's own deadline."""
+ROUNDS_AT_ONCE = 500
+"""Of which one fact says the deadline."""
 logger = logging.getLogger(__name__)
 
 
@@ -82,15 +84,29 @@ class Orchestrator:
         return state.next_wait
 
     def due(self, key: str, state: JobState, now: int) -> Sequence[Outgoing]:
-        """Waits that have run out become facts; they count once they are folded."""
-        passed = [
-            self._fact(
-                state.job_id, DeadlinePassed(task_id=task_id, round=round_), now, task_id, round_, when
-            )
-            for when, task_id, round_ in state.waits()
-            if when <= now
-        ]
-        return carried(passed, _own_context(state))
+        """What has begun to wait is given its deadline, and waits that have run out become facts. They
+        count once they are folded."""
+        facts = [*self._deadlines(state, now), *self._passed(state, now)]
+        return carried(facts, _own_context(state))
+
+    def _deadlines(self, job: JobState, now: int) -> Iterator[Outgoing]:
+        if job.spec is None or job.ended:
+            return
+        if not job.deadline and job.status is JobStatus.RUNNING:
+            begun = TaskDispatched(task_id="", round=0, deadline=now + 1000 * job.spec.deadline_seconds)
+            yield self._fact(job.job_id, begun, now, "", 0)
+        deadline = now + 1000 * (job.spec.task_deadline_seconds + GRACE_SECONDS)
+        for some in batches(job.without_deadline(), ROUNDS_AT_ONCE):
+            (task_id, round_), *also = some
+            rounds = tuple(DispatchedRound(task_id=task_id, round=round_) for task_id, round_ in also)
+            sent = TaskDispatched(task_id=task_id, round=round_, deadline=deadline, also=rounds)
+            yield self._fact(job.job_id, sent, now, task_id, round_, job.tasks[task_id].sent)
+
+    def _passed(self, job: JobState, now: int) -> Iterator[Outgoing]:
+        for when, task_id, round_ in job.waits() if job.next_deadline <= now else ():
+            if when <= now:
+                passed = DeadlinePassed(task_id=task_id, round=round_)
+                yield self._fact(job.job_id, passed, now, task_id, round_, when)
 
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
@@ -118,8 +134,6 @@ class Orchestrator:
         match command:
             case Dispatch(task=task):
                 return self._dispatch(job, task, now)
-            case SetDeadline(task_id=task_id, round=round_, seconds=seconds):
-                return (self._dispatched(job, task_id, round_, seconds, now),)
             case Say(payload=payload):
                 return (self._fact(job.job_id, payload, now, "said"),)
             case RecordEvent():
@@ -137,12 +151,7 @@ class Orchestrator:
                 reason=f"the task can't be put on its queue: {error}"[:MAX_REASON_CHARS],
             )
             return (self._fact(job.job_id, failed, now, task.task_id, task.round),)
-        return queued, self._dispatched(job, task.task_id, task.round, task.deadline_seconds, now)
-
-    def _dispatched(self, job: JobState, task_id: str, round_: int, seconds: int, now: int) -> Outgoing:
-        grace = GRACE_SECONDS if task_id else 0
-        payload = TaskDispatched(task_id=task_id, round=round_, deadline=now + 1000 * (seconds + grace))
-        return self._fact(job.job_id, payload, now, task_id, round_, job.facts)
+        return (queued,)
 
     def _fact(self, job_id: str, payload: FactPayload, now: int, *identity: str | int) -> Outgoing:
         fact = JobFact(

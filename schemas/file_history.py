@@ -97,11 +97,11 @@ class FileHistory(_State, frozen=True, kw_only=True):
     path: str
     entries: PersistentMap[Entry] = msgspec.field(default_factory=PersistentMap)
     """By event id, in log order."""
-    edits: PersistentQueue = PersistentQueue()
+    edits: PersistentQueue[str] = PersistentQueue()
     """The entries that hold an edit, in log order."""
-    emptied: PersistentQueue = PersistentQueue()
+    emptied: PersistentQueue[str] = PersistentQueue()
     """Those that held one that is too old by now, in log order."""
-    notes: PersistentQueue = PersistentQueue()
+    notes: PersistentQueue[str] = PersistentQueue()
     """All others, in log order."""
     free_slot: int = -1
     """The slot of the entry that was just forgotten; -1 where there is none."""
@@ -202,7 +202,7 @@ def with_room(history: FileHistory, for_edit: bool) -> FileHistory:
     )
 
 
-def _oldest(history: FileHistory, queue: PersistentQueue) -> tuple[str | None, PersistentQueue]:
+def _oldest(history: FileHistory, queue: PersistentQueue[str]) -> tuple[str | None, PersistentQueue[str]]:
     """The first of the queue that may be forgotten, and the queue without it."""
     first = queue.first
     if first is None:
@@ -220,7 +220,7 @@ def _is_pinned(history: FileHistory, key: str) -> bool:
     return bool(history.deferred) and any(event.event_id == key for event in history.deferred)
 
 
-def _with(history: FileHistory, queue: PersistentQueue, entry: Entry) -> PersistentQueue:
+def _with(history: FileHistory, queue: PersistentQueue[str], entry: Entry) -> PersistentQueue[str]:
     """The queue with one more entry, in log order; nearly always it is the last one."""
     last = queue.last
     if last is None or history.entries[last].seq < entry.seq:

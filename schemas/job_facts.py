@@ -69,13 +69,23 @@ class CancelRequested(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="
     reason: str = ""
 
 
+class DispatchedRound(_Fact, frozen=True, kw_only=True):
+    """A round of a task."""
+
+    task_id: str
+    round: int
+
+
 class TaskDispatched(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.TaskDispatched"):
-    """A task was put on its role's queue; when `deadline` passes it is given up."""
+    """A task was put on its role's queue; when `deadline` passes it is given up. Or the job was begun
+    (`task_id` empty)."""
 
     task_id: str
     round: int
     deadline: int
     """Milliseconds since the epoch, by the orchestrator's clock."""
+    also: tuple[DispatchedRound, ...] = ()
+    """Further rounds of tasks, with the same deadline."""
 
 
 class DeadlinePassed(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.DeadlinePassed"):

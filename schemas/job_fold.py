@@ -47,7 +47,7 @@ from codeconvoy.schemas.job_state import (
     TaskStatus,
     transition,
 )
-from codeconvoy.schemas.job_step import Command, SetDeadline, Step, answers
+from codeconvoy.schemas.job_step import Command, Step, answers
 from codeconvoy.schemas.tasks import (
     CheckWork,
     EditWork,
@@ -124,11 +124,11 @@ def _current(step: Step, task_id: str, round_: int) -> TaskState | None:
 def _on_dispatched(step: Step, fact: TaskDispatched) -> None:
     if not fact.task_id:
         step.change(deadline=max(fact.deadline, step.job.deadline))
-        return
-    state = _current(step, fact.task_id, fact.round)
-    if state is not None and fact.deadline > state.deadline:
-        mark = step.ended_in_role(state.task.role)
-        step.put_task(fact.task_id, msgspec.structs.replace(state, deadline=fact.deadline, mark=mark))
+    for task_id, round_ in ((fact.task_id, fact.round), *((one.task_id, one.round) for one in fact.also)):
+        state = _current(step, task_id, round_)
+        if state is not None and fact.deadline > state.deadline:
+            mark = step.ended_in_role(state.task.role)
+            step.put_task(task_id, msgspec.structs.replace(state, deadline=fact.deadline, mark=mark))
 
 
 def _on_done(step: Step, fact: TaskDone) -> None:
@@ -369,10 +369,10 @@ def _on_deadline(step: Step, fact: DeadlinePassed, timestamp: int) -> None:
     if state is None or timestamp < state.deadline:
         return
     role = state.task.role
-    seconds = step.spec.task_deadline_seconds
     if step.ended_in_role(role) > state.mark:
-        step.commands.append(SetDeadline(fact.task_id, fact.round, seconds))
+        step.wait_anew(fact.task_id, state)
         return
+    seconds = step.spec.task_deadline_seconds
     reason = f"no answer from role {role} within {seconds} s; is `convoy worker {role}` running?"
     step.void(state, reason)
     if step.can_retry(state) and not isinstance(state.task.work, ResolveWork):

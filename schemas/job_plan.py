@@ -10,7 +10,7 @@ from codeconvoy.schemas.job_facts import Imported, JobStatus, JobSubmitted, Plan
 from codeconvoy.schemas.job_spec import TaskKind, TaskSpec, complete
 from codeconvoy.schemas.job_stages import start_units
 from codeconvoy.schemas.job_state import GIT_ROLE
-from codeconvoy.schemas.job_step import SetDeadline, Step
+from codeconvoy.schemas.job_step import Step
 from codeconvoy.schemas.tasks import ImportWork, PlanWork
 from codeconvoy.schemas.test_paths import test_path_for
 from codeconvoy.schemas.topics import MAX_TASKS_PER_JOB
@@ -20,7 +20,6 @@ def on_submitted(step: Step, fact: JobSubmitted, timestamp: int) -> None:
     """The job begins: its repository is read."""
     spec = complete(fact.spec)
     step.change(spec=spec, submitted_at=timestamp, status=JobStatus.RUNNING)
-    step.commands.append(SetDeadline("", 0, spec.deadline_seconds))
     _import(
         step,
         spec.files,

@@ -18,13 +18,15 @@ from codeconvoy.schemas.errors import IllegalCommand
 from codeconvoy.schemas.events import Strategy
 from codeconvoy.schemas.job_facts import Emitted, Imported, JobStatus, Planned, Published, Result
 from codeconvoy.schemas.job_spec import JobSpec
-from codeconvoy.schemas.persistent import PersistentHeap, PersistentMap
+from codeconvoy.schemas.persistent import PersistentHeap, PersistentMap, PersistentQueue
 from codeconvoy.schemas.tasks import Former, Task
 
 MAX_REPAIRS = 8
 """Times that a task is done again because what it had read moved."""
 STAGES = 4
 """Stages that a unit goes through at most between two rounds of its author."""
+NEVER = 2**63 - 1
+"""Later than any deadline."""
 GIT_ROLE = "git"
 RUNNER_ROLE = "runner"
 
@@ -114,8 +116,10 @@ class TaskState(_State, frozen=True, kw_only=True):
     unit: str
     """The unit that it works for; empty for the job's own (import, plan, check, publish)."""
     status: TaskStatus = TaskStatus.DISPATCHED
+    sent: int = 0
+    """The number of the fact that made it wait for an answer."""
     deadline: int = 0
-    """Milliseconds since the epoch; 0 until the dispatch is on the log."""
+    """Milliseconds since the epoch; 0 until a fact has set it."""
     mark: int = 0
     """Tasks of the role that had ended when the deadline was set: a queue that moves is no reason
     to give up a task that waits in it."""
@@ -239,6 +243,8 @@ class JobState(_State, frozen=True, kw_only=True):
     """The task that spoke last of each event of this job. Follows from what the tasks hold."""
     deadlines: PersistentHeap = msgspec.field(default_factory=PersistentHeap)
     """Of dispatched tasks, with their ids; the first one stands, later ones may be over. Likewise."""
+    undated: PersistentQueue[tuple[int, str]] = PersistentQueue()
+    """Dispatched tasks without a deadline, each after the number of the fact that sent it. Likewise."""
     trace: str = ""
     """The W3C `traceparent` of its submission. No rule of the fold looks at it."""
 
@@ -254,16 +260,30 @@ class JobState(_State, frozen=True, kw_only=True):
 
     @property
     def next_wait(self) -> int | None:
-        """When the first wait runs out, in milliseconds since the epoch."""
-        if self.ended:
+        """When the first wait runs out, in milliseconds since the epoch. Long ago, and another time for each,
+        where one is still to be given its deadline."""
+        if self.ended or self.spec is None:
             return None
-        waits = [self.deadlines.first[0]] if self.deadlines.first is not None else []
-        if self.deadline and self.status is JobStatus.RUNNING:
-            waits.append(self.deadline)
-        return min(waits, default=None)
+        if self.status is JobStatus.RUNNING and not self.deadline:
+            return -NEVER
+        if self.undated.first is not None:
+            return self.undated.first[0] - NEVER
+        return self.next_deadline if self.next_deadline != NEVER else None
+
+    @property
+    def next_deadline(self) -> int:
+        """The first deadline, in milliseconds since the epoch."""
+        first = self.deadlines.first[0] if self.deadlines.first is not None else NEVER
+        own = self.deadline if self.status is JobStatus.RUNNING and self.deadline else NEVER
+        return min(first, own)
+
+    def without_deadline(self) -> list[tuple[str, int]]:
+        """The rounds that wait for an answer and have no deadline, as (task id, round)."""
+        waiting = (task_id for sent, task_id in self.undated if is_undated(self.tasks[task_id], sent))
+        return [(task_id, self.tasks[task_id].task.round) for task_id in dict.fromkeys(waiting)]
 
     def waits(self) -> list[tuple[int, str, int]]:
-        """Every wait that can run out, as (milliseconds since the epoch, task id, round); the
+        """Every wait that has a deadline, as (milliseconds since the epoch, task id, round); the
         job's own has no task id. Looks at all tasks: for when one has run out."""
         if self.ended:
             return []
@@ -282,6 +302,11 @@ def is_waited_for(state: TaskState) -> bool:
     return state.deadline > 0 and state.status is TaskStatus.DISPATCHED
 
 
+def is_undated(state: TaskState, sent: int) -> bool:
+    """True while a task's round, sent by the fact of this number, is to be given its deadline."""
+    return state.deadline == 0 and state.status is TaskStatus.DISPATCHED and state.sent == sent
+
+
 def restored(
     job: JobState, tasks: Iterable[TaskState], units: Iterable[Unit], files: Iterable[FileStatus]
 ) -> JobState:
@@ -296,5 +321,8 @@ def restored(
         origins=PersistentMap({event: task_id for _, event, task_id in spoken}),
         deadlines=PersistentHeap(
             (state.deadline, task_id) for task_id, state in by_id.items() if is_waited_for(state)
+        ),
+        undated=PersistentQueue(
+            sorted((state.sent, task_id) for task_id, state in by_id.items() if is_undated(state, state.sent))
         ),
     )

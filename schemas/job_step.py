@@ -37,6 +37,7 @@ from codeconvoy.schemas.job_state import (
     TaskState,
     TaskStatus,
     Unit,
+    is_undated,
     is_waited_for,
     transition,
 )
@@ -67,17 +68,9 @@ MAX_END_CHARS = 10_000
 
 
 class Dispatch(NamedTuple):
-    """Put a task on its role's queue, and say so on the job log with a deadline."""
+    """Put a task on its role's queue. It is given its deadline by a fact, which the state asks for."""
 
     task: Task
-
-
-class SetDeadline(NamedTuple):
-    """Say on the job log until when to wait: for a task's round, or the job (task id empty)."""
-
-    task_id: str
-    round: int
-    seconds: int
 
 
 class RecordEvent(NamedTuple):
@@ -94,7 +87,7 @@ class Say(NamedTuple):
     payload: FactPayload
 
 
-Command = Dispatch | SetDeadline | RecordEvent | Say
+Command = Dispatch | RecordEvent | Say
 
 _ANSWERS: Mapping[type[Work], type[Result]] = {
     EditWork: Worked,
@@ -182,7 +175,7 @@ class Step:
         self.commands: list[Command] = []
         self.tasks, self.units, self.files = Draft(job.tasks), Draft(job.units), Draft(job.files)
         self.origins = job.origins
-        self.deadlines = job.deadlines
+        self.deadlines, self.undated = job.deadlines, job.undated
         self.open_tasks, self.open_units = job.open_tasks, job.open_units
         self.open_conflicts = job.open_conflicts
 
@@ -190,6 +183,8 @@ class Step:
         """The folded job, with these fields too, and the commands."""
         while (first := self.deadlines.first) is not None and not self._stands(*first):
             self.deadlines = self.deadlines.without_first()
+        while (sent := self.undated.first) is not None and not is_undated(self.tasks[sent[1]], sent[0]):
+            self.undated = self.undated.without_first()
         job = msgspec.structs.replace(
             self.job,
             tasks=self.tasks.frozen(),
@@ -197,6 +192,7 @@ class Step:
             files=self.files.frozen(),
             origins=self.origins,
             deadlines=self.deadlines,
+            undated=self.undated,
             open_tasks=self.open_tasks,
             open_units=self.open_units,
             open_conflicts=self.open_conflicts,
@@ -255,6 +251,12 @@ class Step:
             self.change(ended_by_role={**self.job.ended_by_role, role: self.ended_in_role(role) + 1})
         if is_waited_for(state) and (before is None or before.deadline != state.deadline):
             self.deadlines = self.deadlines.pushed((state.deadline, task_id))
+
+    def wait_anew(self, task_id: str, state: TaskState) -> None:
+        """Wait for an answer to a dispatched task, from now on."""
+        sent = self.job.facts
+        self.put_task(task_id, msgspec.structs.replace(state, sent=sent, deadline=0))
+        self.undated = self.undated.pushed((sent, task_id))
 
     def put_unit(self, unit: Unit) -> None:
         """Replace a unit, and keep count of the open ones."""
@@ -325,7 +327,7 @@ class Step:
         )
         status = transition(before.status, Happening.SENT) if before else TaskStatus.DISPATCHED
         repairs = before.repairs if before else 0
-        self.put_task(
+        self.wait_anew(
             task_id,
             TaskState(
                 task=task,

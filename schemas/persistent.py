@@ -207,30 +207,30 @@ def _whole(base: dict[str, V], apart: Mapping[str, V | None]) -> dict[str, V]:
     return joined  # type: ignore[return-value]  # the Nones are gone
 
 
-_Stack = tuple[str, "_Stack"] | None
+_Stack = tuple[V, "_Stack[V]"] | None
 
 
-class PersistentQueue:
-    """A frozen queue of texts: adding the last and taking out the first cost the same, however long it is.
+class PersistentQueue(Generic[V]):
+    """A frozen queue: adding the last and taking out the first cost the same, however long it is.
 
     The first ones are a tuple, the last ones a stack, which is turned over when the tuple is used up.
     """
 
     __slots__ = ("_first", "_last", "_len", "_start")
 
-    def __init__(self, items: Iterable[str] = ()) -> None:
+    def __init__(self, items: Iterable[V] = ()) -> None:
         self._first = tuple(items)
         self._start = 0
-        self._last: _Stack = None
+        self._last: _Stack[V] = None
         self._len = len(self._first)
 
-    def pushed(self, item: str) -> "PersistentQueue":
+    def pushed(self, item: V) -> "PersistentQueue[V]":
         """A copy with one more item at its end."""
         if not self._len:
             return PersistentQueue((item,))
         return self._made(self._first, self._start, (item, self._last), self._len + 1)
 
-    def without_first(self) -> "PersistentQueue":
+    def without_first(self) -> "PersistentQueue[V]":
         """A copy without its first item."""
         start = self._start + 1
         if start < len(self._first):
@@ -238,27 +238,27 @@ class PersistentQueue:
         return PersistentQueue(_turned(self._last))
 
     @property
-    def first(self) -> str | None:
+    def first(self) -> V | None:
         """The item that was added first; None where there is none."""
         return self._first[self._start] if self._len else None
 
     @property
-    def last(self) -> str | None:
+    def last(self) -> V | None:
         """The item that was added last; None where there is none."""
         if self._last is not None:
             return self._last[0]
         return self._first[-1] if self._len else None
 
     @staticmethod
-    def _made(first: tuple[str, ...], start: int, last: _Stack, length: int) -> "PersistentQueue":
-        made = PersistentQueue.__new__(PersistentQueue)
+    def _made(first: tuple[V, ...], start: int, last: _Stack[V], length: int) -> "PersistentQueue[V]":
+        made: PersistentQueue[V] = PersistentQueue.__new__(PersistentQueue)
         made._first, made._start, made._last, made._len = first, start, last, length
         return made
 
     def __len__(self) -> int:
         return self._len
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[V]:
         yield from self._first[self._start :]
         yield from _turned(self._last)
 
@@ -272,9 +272,9 @@ class PersistentQueue:
         return f"PersistentQueue({tuple(self)!r})"
 
 
-def _turned(stack: _Stack) -> tuple[str, ...]:
+def _turned(stack: _Stack[V]) -> tuple[V, ...]:
     """A stack's items, the lowest first."""
-    items: list[str] = []
+    items: list[V] = []
     while stack is not None:
         item, stack = stack
         items.append(item)

@@ -99,7 +99,9 @@ def _amounts(name: str, amounts: Any) -> str:
 
 
 _FACTS: dict[type, Callable[[Any], str]] = {
-    job_facts.TaskDispatched: lambda payload: _not_negative("round", payload.round),
+    job_facts.TaskDispatched: lambda payload: _not_negative(
+        "round", min((payload.round, *(one.round for one in payload.also)))
+    ),
     job_facts.DeadlinePassed: lambda payload: _not_negative("round", payload.round),
     job_facts.TaskDone: _done,
     job_facts.TaskFailed: lambda payload: _not_negative("round", payload.round),

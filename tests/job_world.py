@@ -92,6 +92,7 @@ class JobWorld:
         self.now = 1_000
         self.offset = 0
         self._folded = 0
+        self._told = -1
         if job is not None:
             self.say(JobSubmitted(spec=job))
 
@@ -112,6 +113,7 @@ class JobWorld:
             self.state, outputs = self.orchestrator.step(self.state, record, self.now)
             self._folded += 1
             self._take(outputs)
+            self._ask_due()
             self._check_counters()
 
     def _take(self, outputs: Sequence[Outgoing]) -> None:
@@ -130,7 +132,8 @@ class JobWorld:
         assert state.open_tasks == sum(task.status.open for task in state.tasks.values())
         assert state.open_units == sum(not unit.stage.ended for unit in state.units.values())
         assert state.open_conflicts == len(state.conflicts)
-        assert state.next_wait == min((when for when, _, _ in state.waits()), default=None)
+        if not state.without_deadline() and (state.deadline or state.status is not JobStatus.RUNNING):
+            assert state.next_wait == min((when for when, _, _ in state.waits()), default=None)
         for values in (state.tasks.values(), state.units.values(), state.files.values()):
             assert [value.number for value in values] == list(range(len(values)))
 
@@ -140,9 +143,16 @@ class JobWorld:
         if when is None:
             return False
         self.now = max(self.now, when)
-        self._take(self.orchestrator.due(JOB, self.state, self.now))
+        self._ask_due()
         self.fold()
         return True
+
+    def _ask_due(self) -> None:
+        """What the engine asks for after each batch."""
+        when = self.orchestrator.wait(self.state)
+        if when is not None and when <= self.now and when != self._told:
+            self._told = when
+            self._take(self.orchestrator.due(JOB, self.state, self.now))
 
     # The queues ---------------------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ class _Standing(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     stale: bool
     repairs: int
     reason: str
+    sent: int = 0
 
 
 class _Work(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -237,6 +238,7 @@ def _task(changes: dict[str, bytes | None], job_id: str, old: TaskState | None, 
         stale=state.stale,
         repairs=state.repairs,
         reason=state.reason,
+        sent=state.sent,
     )
     changes[_field(_TASK, job_id, state.number)] = _pack(standing)
     if old is None or any(getattr(old, name) is not getattr(state, name) for name in _Work.__struct_fields__):
@@ -336,6 +338,7 @@ def _state(number: int, standing: _Standing, work: _Work) -> TaskState:
         stale=standing.stale,
         repairs=standing.repairs,
         reason=standing.reason,
+        sent=standing.sent,
     )
 
 

@@ -225,6 +225,10 @@ class FoldEngine(Generic[S]):
                     )
                     batch.outputs.extend(carried([letter], context_in(record.headers)))
             batch.position = record.offset + 1
+        for number, batch in batches.items():
+            if batch.position >= self._partitions[number].live_from:
+                for key, state in batch.states.items():
+                    self._ask_due(number, key, state, batch)
         return {
             number: batch
             for number, batch in batches.items()
@@ -286,20 +290,33 @@ class FoldEngine(Generic[S]):
         await asyncio.gather(*(self._read(partition, ()) for partition in idle))
 
     async def _tick(self, batches: dict[int, _Batch[S]]) -> None:
-        """Report waits that have run out; the fact counts once it is folded."""
+        """Report waits that have run out, of states that no record of this turn was about."""
         now = self._now()
         for number, partition in self._partitions.items():
-            if number in batches or partition.position < partition.live_from:
+            batch = batches.get(number) or _Batch(partition.position)
+            if partition.position < partition.live_from:
                 continue
-            for key, when in list(partition.due.items()):
-                if when > now or self._told.get((number, key)) == when:
-                    continue
-                await self._load([(number, key)])
-                outputs = self._what.due(key, self._states[number, key], now)
-                self._told[number, key] = when
-                if outputs:
-                    batch = batches.setdefault(number, _Batch(partition.position))
-                    batch.outputs.extend(outputs)
+            late = [
+                key
+                for key, when in partition.due.items()
+                if when <= now and key not in batch.states and self._is_news(number, key, when)
+            ]
+            await self._load((number, key) for key in late)
+            for key in late:
+                self._ask_due(number, key, self._states[number, key], batch)
+            if batch.outputs:
+                batches[number] = batch
+
+    def _ask_due(self, number: int, key: str, state: S, batch: _Batch[S]) -> None:
+        """Report a wait that has run out, once; the fact counts when it is folded."""
+        when, now = self._what.wait(state), self._now()
+        if when is not None and when <= now and self._is_news(number, key, when):
+            self._told[number, key] = when
+            batch.outputs.extend(self._what.due(key, state, now))
+
+    def _is_news(self, number: int, key: str, when: int) -> bool:
+        """True for a wait that was not reported yet."""
+        return self._told.get((number, key)) != when
 
     async def _pass_markers(self, consumer: Consumer, batches: dict[int, _Batch[S]]) -> None:
         """Let M pass transaction markers, so that whoever waits for M at the end is not stuck."""
@@ -399,6 +416,7 @@ class FoldEngine(Generic[S]):
                     partition.due[key] = wait
                 else:
                     partition.due.pop(key, None)
+                    self._told.pop((number, key), None)
                 self._states[number, key] = state
             self._metrics.records.inc(batch.records)
             self._metrics.duplicates.inc(batch.duplicates)

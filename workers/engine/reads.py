@@ -7,7 +7,7 @@ moment, and all hashes in one round trip.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 from redis.asyncio import Redis
 
@@ -17,13 +17,15 @@ from codeconvoy.workers.engine.scripts import reached
 ReadFields = Callable[[Sequence[str]], Awaitable[Sequence[bytes | None]]]
 """Reads fields of one partition's hash."""
 
+T = TypeVar("T")
+
 MAX_FIELDS = 5_000
 """Fields of one HMGET, unless one read asks for more."""
 
 _Asked = tuple[str, Sequence[str], "asyncio.Future[Sequence[bytes | None]]"]
 
 
-def batches(whole: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def batches(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """The whole in order, at most so many at once."""
     for start in range(0, len(whole), size):
         yield whole[start : start + size]

@@ -39,10 +39,10 @@ from codeconvoy.schemas.job_facts import (
 from codeconvoy.schemas.job_plan import on_imported, on_planned, on_submitted
 from codeconvoy.schemas.job_stages import advance, reopen
 from codeconvoy.schemas.job_state import (
+    NOTHING,
     Happening,
     JobState,
     OpenConflict,
-    Tally,
     TaskState,
     TaskStatus,
     transition,
@@ -171,7 +171,7 @@ def _give_up(step: Step, state: TaskState, reason: str) -> None:
 def _fail(step: Step, state: TaskState, happening: Happening, reason: str) -> None:
     """A task has failed for good."""
     status = transition(state.status, happening)
-    state = msgspec.structs.replace(state, status=status, reason=reason, pending=(), deadline=0)
+    state = msgspec.structs.replace(state, status=status, reason=reason, pending=NOTHING, deadline=0)
     step.put_task(state.task.task_id, state)
     work = state.task.work
     if isinstance(work, ResolveWork):
@@ -185,10 +185,13 @@ def _fail(step: Step, state: TaskState, happening: Happening, reason: str) -> No
 
 
 def _conclude(step: Step, state: TaskState) -> None:
-    """A task that waits for nothing any more is done, or, if an event was refused, goes again."""
+    """Take down a task's state. One that waits for nothing any more is done, or, if an event was refused,
+    goes again."""
     if state.status is not TaskStatus.REPORTED or state.pending or state.unread > 0:
+        step.put_task(state.task.task_id, state)
         return
     if state.refusal:
+        step.put_task(state.task.task_id, state)
         # A review is of one version: when that has moved on, the unit asks for a review of the next.
         if isinstance(state.task.work, ResolveWork | ReviewWork) or not step.can_retry(state):
             _fail(step, state, Happening.REFUSED, state.refusal)
@@ -232,35 +235,40 @@ def _on_judged(step: Step, fact: EventJudged) -> None:
         )
     state = step.task_of(fact.event_id)
     if state is not None:
-        state = _placed(step, state, fact)
-        if fact.verdict is VerdictKind.OUTDATED:
-            if any(event.event_id == fact.event_id for event in state.events):
-                _moved(step, state)
-        elif fact.event_id in state.pending and fact.verdict is not VerdictKind.DEFERRED:
-            _tally(step, state, fact.verdict)
-            refused = fact.verdict in (VerdictKind.INVALID, VerdictKind.STALE)
-            state = msgspec.structs.replace(
-                state,
-                pending=tuple(event for event in state.pending if event != fact.event_id),
-                refusal=state.refusal or (f"{fact.verdict}: {fact.reason}" if refused else ""),
-            )
-            step.put_task(state.task.task_id, state)
-            _conclude(step, state)
+        _on_verdict(step, state, fact)
     for unit_id in step.file(fact.path).watchers:
         advance(step, unit_id)
 
 
-def _placed(step: Step, state: TaskState, fact: EventJudged) -> TaskState:
-    """Remember where an edit of the task's own file is on the log: at its first verdict."""
+def _on_verdict(step: Step, state: TaskState, fact: EventJudged) -> None:
+    """An event of a task was judged."""
+    placed = _placed(state, fact)
+    if fact.event_id in placed.pending and fact.verdict not in (VerdictKind.OUTDATED, VerdictKind.DEFERRED):
+        _tally(step, placed, fact.verdict)
+        refused = fact.verdict in (VerdictKind.INVALID, VerdictKind.STALE)
+        judged = msgspec.structs.replace(
+            placed,
+            pending=placed.pending.updated({fact.event_id: None}),
+            refusal=placed.refusal or (f"{fact.verdict}: {fact.reason}" if refused else ""),
+        )
+        _conclude(step, judged)
+        return
+    if placed is not state:
+        step.put_task(placed.task.task_id, placed)
+    if fact.verdict is VerdictKind.OUTDATED and any(e.event_id == fact.event_id for e in placed.events):
+        _moved(step, placed)
+
+
+def _placed(state: TaskState, fact: EventJudged) -> TaskState:
+    """A task that knows where its latest edit of its own file is on the log: from the first verdict on."""
     known = state.edited
     is_own = isinstance(state.task.work, EditWork | TestWork) and fact.path == task_subject(state.task)
-    is_edit = any(event.event_id == fact.event_id and event.is_edit for event in state.events)
-    if not (is_own and is_edit) or (known is not None and known.event_id == fact.event_id):
+    if not is_own or (known is not None and known.event_id == fact.event_id):
+        return state
+    if not any(event.event_id == fact.event_id and event.is_edit for event in state.events):
         return state
     edited = Former(event_id=fact.event_id, partition=fact.partition, offset=fact.offset)
-    state = msgspec.structs.replace(state, edited=edited)
-    step.put_task(state.task.task_id, state)
-    return state
+    return msgspec.structs.replace(state, edited=edited)
 
 
 def _tally(step: Step, state: TaskState, verdict: VerdictKind) -> None:
@@ -289,14 +297,14 @@ def _on_read(step: Step, fact: ReadJudged) -> None:
     answer = f"{fact.reader_event} {fact.read_path}"
     if answer not in state.answered:
         state = msgspec.structs.replace(state, answered=(*state.answered, answer), unread=state.unread - 1)
-        step.put_task(state.task.task_id, state)
     if not fact.fresh and not state.stale:
         step.count(stale=1)
         state = msgspec.structs.replace(state, stale=True)
-        step.put_task(state.task.task_id, state)
     if state.status is TaskStatus.REPORTED:
         _conclude(step, state)
-    elif state.stale:
+        return
+    step.put_task(state.task.task_id, state)
+    if state.stale:
         reopen(step, state)
 
 
@@ -341,11 +349,10 @@ def _on_settled(step: Step, fact: FileSettled) -> None:
     if known is None or known.conflict_id != fact.conflict_id:
         return
     step.put_conflict(fact.path, None)
-    resolved = step.job.tally.resolved
-    tally: Tally = msgspec.structs.replace(
-        step.job.tally, resolved={**resolved, fact.strategy: resolved.get(fact.strategy, 0) + 1}
+    resolved = step.tally.resolved
+    step.tally = msgspec.structs.replace(
+        step.tally, resolved={**resolved, fact.strategy: resolved.get(fact.strategy, 0) + 1}
     )
-    step.change(tally=tally)
     # The verdict on the resolution, from the same record, may have been heard before.
     if fact.offset >= step.file(fact.path).offset:
         step.put_file(

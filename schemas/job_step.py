@@ -28,12 +28,12 @@ from codeconvoy.schemas.job_facts import (
 )
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import (
+    NOTHING,
     FileStatus,
     Happening,
     JobState,
     OpenConflict,
     Stage,
-    Tally,
     TaskState,
     TaskStatus,
     Unit,
@@ -41,7 +41,7 @@ from codeconvoy.schemas.job_state import (
     is_waited_for,
     transition,
 )
-from codeconvoy.schemas.persistent import Draft
+from codeconvoy.schemas.persistent import Draft, PersistentMap
 from codeconvoy.schemas.tasks import (
     CheckWork,
     EditWork,
@@ -178,6 +178,7 @@ class Step:
         self.deadlines, self.undated = job.deadlines, job.undated
         self.open_tasks, self.open_units = job.open_tasks, job.open_units
         self.open_conflicts = job.open_conflicts
+        self.ended_by_role, self.tally = job.ended_by_role, job.tally
 
     def finish(self, **fields: Any) -> tuple[JobState, tuple[Command, ...]]:
         """The folded job, with these fields too, and the commands."""
@@ -196,6 +197,8 @@ class Step:
             open_tasks=self.open_tasks,
             open_units=self.open_units,
             open_conflicts=self.open_conflicts,
+            ended_by_role=self.ended_by_role,
+            tally=self.tally,
             **fields,
         )
         return job, tuple(self.commands)
@@ -248,7 +251,7 @@ class Step:
         self.open_tasks += is_open - was_open
         if was_open and not is_open:
             role = state.task.role
-            self.change(ended_by_role={**self.job.ended_by_role, role: self.ended_in_role(role) + 1})
+            self.ended_by_role = {**self.ended_by_role, role: self.ended_in_role(role) + 1}
         if is_waited_for(state) and (before is None or before.deadline != state.deadline):
             self.deadlines = self.deadlines.pushed((state.deadline, task_id))
 
@@ -275,13 +278,12 @@ class Step:
 
     def count(self, **more: int) -> None:
         """Add to the tally."""
-        tally: Tally = self.job.tally
-        new = {name: getattr(tally, name) + number for name, number in more.items()}
-        self.change(tally=msgspec.structs.replace(tally, **new))
+        new = {name: getattr(self.tally, name) + number for name, number in more.items()}
+        self.tally = msgspec.structs.replace(self.tally, **new)
 
     def ended_in_role(self, role: str) -> int:
         """Tasks of a role that have ended."""
-        return self.job.ended_by_role.get(role, 0)
+        return self.ended_by_role.get(role, 0)
 
     def must_see(self, paths: Iterable[str]) -> tuple[MustSee, ...]:
         """What a task that reads these files must find in the projection, a point a partition."""
@@ -398,24 +400,22 @@ class Step:
         self.commands.append(RecordEvent(path, task, failed))
 
     def report(self, state: TaskState, done: TaskDone) -> TaskState:
-        """A round's own word: what it wrote waits for its verdicts."""
+        """A task after a round's own word: what it wrote waits for its verdicts."""
         events, task_id = emitted(done.result), state.task.task_id
         self.origins = self.origins.updated({event.event_id: task_id for event in events})
-        state = msgspec.structs.replace(
+        return msgspec.structs.replace(
             state,
             status=transition(state.status, Happening.DID),
             deadline=0,
             events=events,
             told=(*state.told, *((event.event_id, self.job.facts) for event in events)),
-            pending=tuple(event.event_id for event in events),
+            pending=PersistentMap({event.event_id: True for event in events}) if events else NOTHING,
             unread=sum(event.reads for event in events),
             answered=(),
             result=done.result,
             refusal="",
             stale=False,
         )
-        self.put_task(task_id, state)
-        return state
 
     def end_unit(self, unit: Unit, stage: Stage, reason: str = "") -> None:
         """A unit has come to its end."""

@@ -63,7 +63,7 @@ class FoldLimits:
     beat_seconds: float = 0.03
     """Between the beginnings of two batches, after a small one: what comes meanwhile goes together, in
     fewer and larger transactions."""
-    loaded_beat_seconds: float = 0.1
+    loaded_beat_seconds: float = 0.15
     """The same after a batch of `loaded` records or more: under load a transaction costs more than a
     moment's wait."""
     loaded: int = 100

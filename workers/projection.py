@@ -5,7 +5,7 @@ Nobody decides from it what is true; agents read from it what they work on, and 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -19,7 +19,7 @@ from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.schemas.topics import file_key, partition_of, split_file_key
 from codeconvoy.workers import file_states, job_states
 from codeconvoy.workers.engine.reads import in_parts
-from codeconvoy.workers.engine.state import LIVE, StateStore
+from codeconvoy.workers.engine.state import LIVE, Loaded, StateStore
 from codeconvoy.workers.file_states import Content
 from codeconvoy.workers.positions import Positions
 from codeconvoy.workers.projector import empty_history
@@ -150,7 +150,7 @@ class StoredProjection:
         """Of files of one partition, by key."""
 
         async def read(fields: Sequence[str]) -> Sequence[bytes | None]:
-            return (await self._fields(partition, fields))[1]
+            return (await self._loaded({partition: fields}))[partition].fields[1:]
 
         found: dict[str, FileHistory] = {}
         for _ in range(READ_ATTEMPTS):
@@ -166,113 +166,101 @@ class StoredProjection:
         self, workspace: str, wanted: Wanted, points: Sequence[MustSee], known: Mapping[str, FileView]
     ) -> Mapping[str, FileView]:
         """See `Projection`."""
-        by_partition: dict[int, list[str]] = {}
-        for path in wanted:
-            partition = partition_of(file_key(workspace, path), self._partitions)
-            by_partition.setdefault(partition, []).append(path)
-        at = {
-            number: max((point.offset for point in points if point.partition == number), default=-1)
-            for number in by_partition
-        }
-
-        async def some(partition: int, paths: Sequence[str]) -> list[FileView]:
-            asked = {path: wanted[path] for path in paths}
-            return await self._views(partition, workspace, asked, at[partition], known)
-
         await self._positions.passed(points, BARRIER_SECONDS)
-        reads = [some(number, paths) for number, paths in by_partition.items()]
-        # Most tasks are about one file: a task of the event loop costs as much as the read itself.
-        found = [await reads[0]] if len(reads) == 1 else await asyncio.gather(*reads)
-        by_path = {view.path: view for views in found for view in views}
-        return {path: by_path[path] for path in wanted}
-
-    async def _views(
-        self, partition: int, workspace: str, wanted: Wanted, after: int, known: Mapping[str, FileView]
-    ) -> list[FileView]:
-        """Two reads: the headers with what was asked for by name, and of what readers see the rest."""
+        after: dict[int, int] = {}
+        for point in points:
+            after[point.partition] = max(after.get(point.partition, -1), point.offset)
+        paths = list(wanted)
         for _ in range(READ_ATTEMPTS):
-            held = {path: dict(known[path].contents) if path in known else {} for path in wanted}
-            named = [(path, name) for path, some in wanted.items() for name in some if name not in held[path]]
-            headers = [(path, None) for path in wanted]
-            values = await self._read(partition, workspace, [*headers, *named], after)
-            seen = dict(zip(wanted, map(file_states.seen_in, values[: len(headers)]), strict=True))
-            _keep(held, named, values[len(headers) :])
+            # Two reads: the headers with what was asked for by name, and of what readers see the rest.
+            held = {path: dict(known[path].contents) if path in known else {} for path in paths}
+            named = [(path, name) for path in paths for name in wanted[path] if name not in held[path]]
+            headers, values = await self._read(workspace, paths, named, after)
+            _keep(held, named, values)
+            seen = dict(zip(paths, map(file_states.seen_in, headers), strict=True))
             rest = [(path, file.visible) for path, file in seen.items() if _lacks(held[path], file.visible)]
             if rest:
-                _keep(held, rest, await self._read(partition, workspace, rest, after))
+                _keep(held, rest, (await self._read(workspace, (), rest, after))[1])
             if not any(_lacks(held[path], file.visible) for path, file in seen.items()):
-                return [
-                    FileView(path, file.visible, file.heads, _only(held[path], file.visible, wanted[path]))
+                return {
+                    path: FileView(
+                        path, file.visible, file.heads, _only(held[path], file.visible, wanted[path])
+                    )
                     for path, file in seen.items()
-                ]
+                }
         raise Unavailable("projection", "files change faster than they can be read", "Try again")
 
     async def _read(
-        self, partition: int, workspace: str, asked: Sequence[tuple[str, str | None]], after: int
-    ) -> Sequence[bytes | None]:
-        """Headers (None) and contents (by event) of files, where the projection has passed an offset."""
-        fields = [
-            file_states.header_field(file_key(workspace, path))
-            if event_id is None
-            else file_states.content_field(file_key(workspace, path), event_id)
-            for path, event_id in asked
-        ]
-        deadline = asyncio.get_running_loop().time() + BARRIER_SECONDS
+        self,
+        workspace: str,
+        headers: Sequence[str],
+        contents: Sequence[tuple[str, str]],
+        after: Mapping[int, int],
+    ) -> tuple[Sequence[bytes | None], Sequence[bytes | None]]:
+        """Headers of files, and contents of files by event, where the projection has passed an offset in
+        each partition. A partition's are of one moment."""
+        key_of = {path: file_key(workspace, path) for path in (*headers, *(path for path, _ in contents))}
+        asked = [(key_of[path], file_states.header_field(key_of[path])) for path in headers]
+        asked += [(key_of[path], file_states.content_field(key_of[path], event)) for path, event in contents]
+        deadline = _now() + BARRIER_SECONDS
         while True:
-            position, values = await self._fields(partition, fields)
-            if position > after:
-                return values
+            values, positions = await self._fields(asked)
+            behind = [
+                MustSee(partition=number, offset=after[number])
+                for number, position in positions.items()
+                if position <= after.get(number, -1)
+            ]
+            if not behind:
+                return values[: len(headers)], values[len(headers) :]
             # It was lost since it was seen to be there.
-            left = deadline - asyncio.get_running_loop().time()
-            await self._positions.passed([MustSee(partition=partition, offset=after)], max(0.0, left))
+            await self._positions.passed(behind, max(0.0, deadline - _now()))
 
     @staticmethod
     async def _look(store: StateStore, partitions: Sequence[int]) -> Mapping[int, int]:
         """Where a projection stands; nowhere while it is being rebuilt."""
-        loads = await asyncio.gather(*(store.load(number, [LIVE]) for number in partitions))
+        found = await store.load_all(dict.fromkeys(partitions, (LIVE,)))
         return {
-            number: loaded.offset if loaded.fields[0] is not None else 0
-            for number, loaded in zip(partitions, loads, strict=True)
+            number: loaded.offset if loaded.fields[0] is not None else 0 for number, loaded in found.items()
         }
 
-    async def _fields(self, partition: int, fields: Sequence[str]) -> tuple[int, Sequence[bytes | None]]:
-        """The projection's position, and fields as of there."""
-        loaded = await self._files.load(partition, [LIVE, *fields])
-        if loaded.fields[0] is None and loaded.offset:
-            raise Unavailable("projection", "it is being rebuilt", "Wait a moment")
-        self._positions.saw(partition, loaded.offset)
-        return loaded.offset, loaded.fields[1:]
+    async def _loaded(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Loaded]:
+        """Fields by partition, with the projection's position as of the same moment."""
+        found = await self._files.load_all({number: (LIVE, *names) for number, names in wanted.items()})
+        for number, loaded in found.items():
+            if loaded.fields[0] is None and loaded.offset:
+                raise Unavailable("projection", "it is being rebuilt", "Wait a moment")
+            self._positions.saw(number, loaded.offset)
+        return found
+
+    async def _fields(
+        self, asked: Sequence[tuple[str, str]]
+    ) -> tuple[Sequence[bytes | None], Mapping[int, int]]:
+        """Fields of files, given with the keys of the files, and the projection's position in each of their
+        partitions. A partition's are of one moment."""
+        partitions = [partition_of(key, self._partitions) for key, _ in asked]
+        wanted: dict[int, list[str]] = {number: [] for number in partitions}
+        for number, (_, name) in zip(partitions, asked, strict=True):
+            wanted[number].append(name)
+        found = await self._loaded(wanted)
+        values = {number: iter(loaded.fields[1:]) for number, loaded in found.items()}
+        positions = {number: loaded.offset for number, loaded in found.items()}
+        return [next(values[number]) for number in partitions], positions
 
     async def visible(self, workspace: str, paths: Sequence[str]) -> Mapping[str, str]:
         """See `Projection`."""
-        values = await self._scattered(workspace, paths, file_states.header_field)
-        return {path: file_states.seen_in(value).visible for path, value in values.items()}
+        keys = [file_key(workspace, path) for path in paths]
+        values, _ = await self._fields([(key, file_states.header_field(key)) for key in keys])
+        return {path: file_states.seen_in(raw).visible for path, raw in zip(paths, values, strict=True)}
 
     async def contents(self, workspace: str, versions: Mapping[str, str]) -> Mapping[str, Content]:
         """See `Projection`."""
-        field_of = {
-            file_key(workspace, path): file_states.content_field(file_key(workspace, path), event_id)
-            for path, event_id in versions.items()
-        }
-        values = await self._scattered(workspace, list(versions), field_of.__getitem__)
-        found = {path: file_states.content_in(value) for path, value in values.items()}
-        return {path: content for path, content in found.items() if content is not None}
-
-    async def _scattered(
-        self, workspace: str, paths: Sequence[str], field_of: Callable[[str], str]
-    ) -> Mapping[str, bytes | None]:
-        """A field of each of many files: one read a partition, all of them at once."""
-        by_partition: dict[int, list[str]] = {}
-        for path in paths:
-            key = file_key(workspace, path)
-            by_partition.setdefault(partition_of(key, self._partitions), []).append(path)
-
-        async def some(partition: int, asked: Sequence[str]) -> Iterable[tuple[str, bytes | None]]:
-            fields = [field_of(file_key(workspace, path)) for path in asked]
-            return zip(asked, (await self._fields(partition, fields))[1], strict=True)
-
-        found = await asyncio.gather(*(some(number, asked) for number, asked in by_partition.items()))
-        return dict(pair for pairs in found for pair in pairs)
+        asked = [
+            (key, file_states.content_field(key, event_id))
+            for key, event_id in ((file_key(workspace, path), event) for path, event in versions.items())
+        ]
+        values, _ = await self._fields(asked)
+        found = zip(versions, map(file_states.content_in, values), strict=True)
+        return {path: content for path, content in found if content is not None}
 
     async def paths(self, workspace: str) -> Sequence[str]:
         """See `Projection`."""

@@ -1,6 +1,7 @@
 """One suite for what both stores promise, the one in memory and the one in a real Redis."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -128,8 +129,13 @@ def test_reads_that_come_up_together_go_as_one_request(redis_url: str, prefix: s
         batched = BatchedReads(redis)
         wanted = [(keys[n % 3], [f"f{n % 20}", "none", f"f{n % 7}"]) for n in range(90)]
         with patch.object(Pipeline, "execute", counted), patch.object(reads, "MAX_FIELDS", 10):
-            found = await asyncio.gather(*(batched.read(key, fields) for key, fields in wanted))
-        for (key, fields), values in zip(wanted, found, strict=True):
+            parts = [
+                wanted[first : first + size]
+                for first, size in zip((0, 1, 3, 40), (1, 2, 37, 50), strict=True)
+            ]
+            found = await asyncio.gather(*map(batched.read, parts))
+            assert await batched.read([]) == ()
+        for (key, fields), values in zip(wanted, itertools.chain(*found), strict=True):
             assert values == [None if field == "none" else f"{key}.{field[1:]}".encode() for field in fields]
         await redis.aclose()
         assert requests == 1

@@ -252,8 +252,8 @@ def folded_again(log: list[JobFact], state: JobState) -> None:
         if number % 7 == 0:
             loaded = asyncio.run(job_states.load(JOB, read))
             # What is over in these is only ever taken out when it comes first.
-            same = {"deadlines": stored.deadlines, "undated": stored.undated}
-            assert msgspec.structs.replace(loaded, **same) == stored
+            like_it = msgspec.structs.replace(loaded, deadlines=stored.deadlines, undated=stored.undated)
+            assert like_it == stored
             assert loaded.next_wait == stored.next_wait
             assert sorted(loaded.without_deadline()) == sorted(stored.without_deadline())
             stored = loaded

@@ -183,6 +183,10 @@ class SimStore:
         await self._to.after("load")
         return found
 
+    async def load_all(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Loaded]:
+        """Not of one moment."""
+        return {partition: await self.load(partition, fields) for partition, fields in wanted.items()}
+
     async def commit(self, owner: str, writes: Sequence[Write]) -> None:
         await self._to.before("commit")
         lost: PartitionLost | None = None

@@ -7,6 +7,7 @@ moment, and all hashes in one round trip.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from redis.asyncio import Redis
@@ -22,7 +23,8 @@ T = TypeVar("T")
 MAX_FIELDS = 5_000
 """Fields of one HMGET, unless one read asks for more."""
 
-_Asked = tuple[str, Sequence[str], "asyncio.Future[Sequence[bytes | None]]"]
+Values = Sequence[bytes | None]
+"""Of fields, None where one is not there."""
 
 
 def batches(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -43,6 +45,34 @@ def in_parts(read: ReadFields) -> ReadFields:
     return read_parts
 
 
+class _Answer:
+    """To one question, which may be about several hashes."""
+
+    __slots__ = ("future", "left", "parts")
+
+    def __init__(self, size: int) -> None:
+        self.future: asyncio.Future[Sequence[Values]] = asyncio.get_running_loop().create_future()
+        self.parts: list[Values] = [()] * size
+        self.left = size
+
+    def put(self, number: int, values: Values) -> None:
+        """One part of it is known."""
+        self.parts[number] = values
+        self.left -= 1
+        if not self.left and not self.future.done():
+            self.future.set_result(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Fields of one hash, and where in its answer they go."""
+
+    key: str
+    fields: Sequence[str]
+    answer: _Answer
+    number: int
+
+
 class BatchedReads:
     """Collects what is asked at the same time, and asks for it at once."""
 
@@ -51,17 +81,19 @@ class BatchedReads:
         self._asked: list[_Asked] = []
         self._asking: asyncio.Task[None] | None = None
 
-    async def read(self, key: str, fields: Sequence[str]) -> Sequence[bytes | None]:
-        """The values of these fields of a hash, as of one moment after this call.
+    async def read(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> Sequence[Values]:
+        """The values of fields of some hashes: each hash's as of one moment after this call.
 
         Raises:
             Unavailable: Redis can't be reached.
         """
-        answer: asyncio.Future[Sequence[bytes | None]] = asyncio.get_running_loop().create_future()
-        self._asked.append((key, fields, answer))
+        if not wanted:
+            return ()
+        answer = _Answer(len(wanted))
+        self._asked += [_Asked(key, fields, answer, number) for number, (key, fields) in enumerate(wanted)]
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-        return await answer
+        return await answer.future
 
     async def _ask(self) -> None:
         while self._asked:
@@ -70,22 +102,21 @@ class BatchedReads:
             try:
                 values = await self._request(groups)
             except Unavailable as away:
-                for _, _, answer in asked:
-                    if not answer.done():
-                        answer.set_exception(away)
+                for one in asked:
+                    if not one.answer.future.done():
+                        one.answer.future.set_exception(away)
                 continue
             for group, found in zip(groups, values, strict=True):
                 position = 0
-                for _, fields, answer in group:
-                    if not answer.done():
-                        answer.set_result(found[position : position + len(fields)])
-                    position += len(fields)
+                for one in group:
+                    one.answer.put(one.number, found[position : position + len(one.fields)])
+                    position += len(one.fields)
 
     async def _request(self, groups: Sequence[Sequence[_Asked]]) -> list[list[bytes | None]]:
         with reached():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for group in groups:
-                    pipeline.hmget(group[0][0], [field for _, fields, _ in group for field in fields])
+                    pipeline.hmget(group[0].key, [field for one in group for field in one.fields])
                 return cast("list[list[bytes | None]]", await pipeline.execute())
 
 
@@ -94,11 +125,10 @@ def _groups(asked: Sequence[_Asked]) -> list[list[_Asked]]:
     groups: list[list[_Asked]] = []
     latest: dict[str, tuple[list[_Asked], int]] = {}
     for one in asked:
-        key, fields, _ = one
-        group, size = latest.get(key, ([], MAX_FIELDS))
-        if size + len(fields) > MAX_FIELDS:
+        group, size = latest.get(one.key, ([], MAX_FIELDS))
+        if size + len(one.fields) > MAX_FIELDS:
             group, size = [], 0
             groups.append(group)
         group.append(one)
-        latest[key] = group, size + len(fields)
+        latest[one.key] = group, size + len(one.fields)
     return groups

@@ -81,6 +81,10 @@ class StateStore(Protocol):
         """Some fields, and the M and owner that they were read with."""
         ...
 
+    async def load_all(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Loaded]:
+        """The same of several partitions, each as of a moment of its own."""
+        ...
+
     async def commit(self, owner: str, writes: Sequence[Write]) -> None:
         """Write the fields and the new M of each partition: a partition's all or nothing.
 
@@ -122,8 +126,15 @@ class RedisStore:
 
     async def load(self, partition: int, fields: Sequence[str]) -> Loaded:
         """See `StateStore`."""
-        values = await self._reads.read(self.key(partition), [OFFSET, OWNER, *fields])
-        return Loaded(int(values[0] or 0), (values[1] or b"").decode(), tuple(values[2:]))
+        return (await self.load_all({partition: fields}))[partition]
+
+    async def load_all(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Loaded]:
+        """See `StateStore`."""
+        asked = [(self.key(partition), (OFFSET, OWNER, *fields)) for partition, fields in wanted.items()]
+        return {
+            partition: Loaded(int(values[0] or 0), (values[1] or b"").decode(), tuple(values[2:]))
+            for partition, values in zip(wanted, await self._reads.read(asked), strict=True)
+        }
 
     async def commit(self, owner: str, writes: Sequence[Write]) -> None:
         """See `StateStore`. One request, whatever the number of partitions."""
@@ -218,6 +229,10 @@ class MemoryStore:
             found.get(OWNER, b"").decode(),
             tuple(found.get(name) for name in fields),
         )
+
+    async def load_all(self, wanted: Mapping[int, Sequence[str]]) -> Mapping[int, Loaded]:
+        """See `StateStore`."""
+        return {partition: await self.load(partition, fields) for partition, fields in wanted.items()}
 
     async def commit(self, owner: str, writes: Sequence[Write]) -> None:
         """See `StateStore`."""

@@ -44,7 +44,6 @@ from codeconvoy.schemas.file_history import (
     FileHistory,
     Reader,
     with_entry,
-    with_room,
 )
 from codeconvoy.schemas.hunks import apply
 from codeconvoy.schemas.job_facts import VerdictKind
@@ -76,9 +75,7 @@ def fold(history: FileHistory, event: Event) -> tuple[FileHistory, tuple[Judged,
     """
     if event.event_id in history.entries:
         return history, ((event.event_id, Verdict(VerdictKind.DUPLICATE)),)
-    is_edit = event.edit is not None
-    history = with_room(history, is_edit)
-    if is_edit:
+    if event.edit is not None:
         if history.claim is not None and not _resolves(history.claim, event):
             return _defer(history, event)
         return _judge_edit(history, event, history.next_seq)
@@ -330,7 +327,7 @@ def _entered(
     known = history.entries.get(event.event_id)
     entry = Entry(
         seq=history.next_seq if seq is None else seq,
-        slot=history.next_slot if known is None else known.slot,
+        slot=len(history.entries) if known is None else known.slot,
         event_id=event.event_id,
         event_type=event.event_type,
         job_id=event.job_id,

@@ -103,8 +103,6 @@ class FileHistory(_State, frozen=True, kw_only=True):
     """Those that held one that is too old by now, in log order."""
     notes: PersistentQueue[str] = PersistentQueue()
     """All others, in log order."""
-    free_slot: int = -1
-    """The slot of the entry that was just forgotten; -1 where there is none."""
     next_seq: int = 0
     heads: tuple[str, ...] = ()
     """Live edits without a live descendant, in log order."""
@@ -127,11 +125,6 @@ class FileHistory(_State, frozen=True, kw_only=True):
         return entry.edit if entry else None
 
     @property
-    def next_slot(self) -> int:
-        """The slot of the next entry: the one that was just left, or the first that was never taken."""
-        return self.free_slot if self.free_slot >= 0 else len(self.entries)
-
-    @property
     def forked(self) -> bool:
         """True while there is more than one head."""
         return len(self.heads) > 1
@@ -151,63 +144,49 @@ class FileHistory(_State, frozen=True, kw_only=True):
 
 
 def with_entry(history: FileHistory, entry: Entry) -> FileHistory:
-    """The history with one more entry, or with another one of an event that was deferred."""
-    key, is_known = entry.event_id, entry.event_id in history.entries
-    edits, notes = history.edits, history.notes
+    """The history with one more entry, or with another one of an event that was deferred. What is too old
+    then is forgotten, but never a head or what readers see."""
+    entries, key = history.entries, entry.event_id
+    edits, emptied, notes = history.edits, history.emptied, history.notes
+    is_known, gone = key in entries, None
+    changes: dict[str, Entry | None] = {}
     if entry.edit is not None:
-        edits = _with(history, edits, entry)
-        notes = PersistentQueue(each for each in notes if each != key) if is_known else notes
+        edits = _with(history, edits, entry) if is_known else edits.pushed(key)
+        if is_known:
+            notes = PersistentQueue(each for each in notes if each != key)
+        if len(edits) > MAX_EDITS:
+            old, edits = _oldest(history, edits)
+            if old is not None:  # it is too old for others to be built on it
+                empty = changes[old] = msgspec.structs.replace(entries[old], edit=None)
+                emptied = _with(history, emptied, empty)
     elif not is_known:
         notes = notes.pushed(key)
-    return msgspec.structs.replace(
-        history,
-        entries=history.entries.updated({key: entry}),
-        edits=edits,
-        notes=notes,
-        next_seq=history.next_seq + (not is_known),
-        free_slot=-1,
-    )
-
-
-def with_room(history: FileHistory, for_edit: bool) -> FileHistory:
-    """Make room for one more event: forget the oldest, never a head or what readers see."""
-    if len(history.entries) < MAX_EDITS:
-        return history
-    changes: dict[str, Entry | None] = {}
-    entries, free_slot = history.entries, -1
-    edits, emptied, notes = history.edits, history.emptied, history.notes
-    # The end of a claim lets many edits in at once, so there may be more than one too many.
-    for _ in range(len(edits) - MAX_EDITS + for_edit):
-        key, edits = _oldest(history, edits)
-        if key is not None:  # it is too old for others to be built on it
-            entry = changes[key] = msgspec.structs.replace(entries[key], edit=None)
-            emptied = _with(history, emptied, entry)
-    if len(entries) >= MAX_ENTRIES:
+    if not is_known and len(entries) >= MAX_ENTRIES:
         (note, rest), (edit, others) = _oldest(history, notes), _oldest(history, emptied)
-        if edit is None or (note is not None and entries[note].seq < entries[edit].seq):
-            key, notes = note, rest
+        if edit is None or (note is not None and note != key and entries[note].seq < entries[edit].seq):
+            gone, notes = note, rest
         else:
-            key, emptied = edit, others
-        assert key is not None, "there are more entries than edits and deferred events"
-        changes[key], free_slot = None, entries[key].slot
-    if not changes:
-        return history
+            gone, emptied = edit, others
+        assert gone is not None and gone != key, "there are more entries than edits and deferred events"
+        entry = msgspec.structs.replace(entry, slot=entries[gone].slot)
+        changes[gone] = None
+    changes[key] = entry
     return msgspec.structs.replace(
         history,
         entries=entries.updated(changes),
         edits=edits,
         emptied=emptied,
         notes=notes,
-        free_slot=free_slot,
+        next_seq=history.next_seq + (not is_known),
     )
 
 
 def _oldest(history: FileHistory, queue: PersistentQueue[str]) -> tuple[str | None, PersistentQueue[str]]:
     """The first of the queue that may be forgotten, and the queue without it."""
-    first = queue.first
-    if first is None:
+    if not queue:
         return None, queue
-    if not _is_pinned(history, first):
+    first = queue.first
+    if first is not None and not _is_pinned(history, first):
         return first, queue.without_first()
     found = next((each for each in queue if not _is_pinned(history, each)), None)
     return found, PersistentQueue(each for each in queue if each != found)

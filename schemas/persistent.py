@@ -13,6 +13,8 @@ D = TypeVar("D")
 
 _LEAST = 32
 """Changes that are kept apart before two dicts are joined, however small the whole is."""
+_SHARE = 5
+"""Of the square root of the whole: changes that are kept apart in a large one."""
 _JOINS = 4
 """Joins that are remembered, to find what has changed since a version before them."""
 _STEPS = 64
@@ -66,7 +68,7 @@ class PersistentMap(Mapping[str, V]):
                 apart[key] = None
             else:
                 del apart[key]
-        if len(apart) > _LEAST and len(apart) > 3 * isqrt(len(base)):
+        if len(apart) > _LEAST and len(apart) > _SHARE * isqrt(len(base)):
             return self._joined(apart, length)
         made = self._made(base, self._name, apart, length, self._joins)
         if self._steps < _STEPS:
@@ -92,8 +94,13 @@ class PersistentMap(Mapping[str, V]):
         where a key is gone. Costs little where only little has changed."""
         if before is None:
             return dict(self.items())
-        touched = self._touched_since(before)
-        return {key: now for key in touched if (now := self.get(key)) is not before.get(key)}
+        apart, base, were_apart, was = self._apart, self._base, before._apart, before._base
+        changes: dict[str, V | None] = {}
+        for key in self._touched_since(before):
+            now = apart[key] if key in apart else base.get(key)
+            if now is not (were_apart[key] if key in were_apart else was.get(key)):
+                changes[key] = now
+        return changes
 
     def _touched_since(self, before: "PersistentMap[V]") -> Iterable[str]:
         """No key that has changed is missing here."""
@@ -201,9 +208,11 @@ class Draft(Generic[V]):
 
 def _whole(base: dict[str, V], apart: Mapping[str, V | None]) -> dict[str, V]:
     """Both as one dict."""
-    joined: dict[str, V | None] = {**base, **apart}
-    for key in [key for key, value in apart.items() if value is None]:
-        del joined[key]
+    joined: dict[str, V | None] = base.copy()  # type: ignore[assignment]  # fast, also where keys are gone
+    joined.update(apart)
+    for key, value in apart.items():
+        if value is None:
+            del joined[key]
     return joined  # type: ignore[return-value]  # the Nones are gone
 
 

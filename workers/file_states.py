@@ -99,8 +99,7 @@ def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, 
     """The fields that differ. With the same `after` they are the same bytes, whoever writes them."""
     changes: dict[str, bytes | None] = {}
     for event_id, entry in after.entries.changed_since(before.entries if before else None).items():
-        old = before.entries.get(event_id) if before else None
-        changes |= _entry(key, event_id, old, entry)
+        _entry(changes, key, event_id, before.entries.get(event_id) if before else None, entry)
     was = before or FileHistory(workspace=after.workspace, path=after.path)
     changes |= _moved(_DEFERRED + key, was.deferred, was.deferred_from, after.deferred, after.deferred_from)
     changes |= _moved(_READER + key, was.readers, was.readers_from, after.readers, after.readers_from)
@@ -119,10 +118,11 @@ def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, 
     return changes
 
 
-def _entry(key: str, event_id: str, old: Entry | None, now: Entry | None) -> dict[str, bytes | None]:
-    """The fields of an event that differ."""
+def _entry(
+    changes: dict[str, bytes | None], key: str, event_id: str, old: Entry | None, now: Entry | None
+) -> None:
+    """Add the fields of an event that differ."""
     had, edit = old is not None and old.edit is not None, now.edit if now is not None else None
-    changes: dict[str, bytes | None] = {}
     # The slot of one that is gone was taken by another. One whose content is too old is as it was.
     if now is not None and (edit is not None or not had):
         changes[entry_field(key, now.slot)] = _pack(msgspec.structs.replace(now, edit=None))
@@ -131,7 +131,6 @@ def _entry(key: str, event_id: str, old: Entry | None, now: Entry | None) -> dic
         changes[content_field(key, event_id)] = _pack(content)
     elif had:
         changes[content_field(key, event_id)] = None
-    return changes
 
 
 def _moved(

@@ -190,7 +190,7 @@ def test_the_stored_state_is_the_state(log: FileLog) -> None:
             slots = sorted(entry.slot for entry in history.entries.values())
             assert slots == list(range(len(history.entries)))
             assert len(history.entries) <= bounds["MAX_ENTRIES"]
-            assert len(edits) <= bounds["MAX_EDITS"] + bounds["MAX_DEFERRED"]
+            assert len(edits) <= bounds["MAX_EDITS"]
             assert set(history.heads) <= {entry.event_id for entry in edits}
 
 

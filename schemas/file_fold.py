@@ -327,7 +327,7 @@ def _entered(
     known = history.entries.get(event.event_id)
     entry = Entry(
         seq=history.next_seq if seq is None else seq,
-        slot=len(history.entries) if known is None else known.slot,
+        slot=history.next_slot if known is None else known.slot,
         event_id=event.event_id,
         event_type=event.event_type,
         job_id=event.job_id,

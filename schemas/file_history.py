@@ -1,9 +1,9 @@
 """Reads nothing, writes nothing: what is remembered of one file, the state of the file fold.
 
-Bounded: the last `MAX_EDITS` edits with their contents and the last `MAX_ENTRIES` events. Both
-are constants of the fold, so that every replica forgets the same things at the same event. What one
-more event costs does not depend on what is remembered: nothing here is copied or looked through as a
-whole.
+Bounded: the last `MAX_EDITS` edits with their contents and the last `MAX_ENTRIES` events, and a quarter
+more of either before all that is too old is forgotten at once. These are constants of the fold, so that
+every replica forgets the same things at the same event. What one more event costs does not depend on
+what is remembered: nothing else here is copied or looked through as a whole.
 """
 
 from collections.abc import Iterable
@@ -16,6 +16,8 @@ from codeconvoy.schemas.persistent import PersistentMap, PersistentQueue
 
 MAX_EDITS = 256
 MAX_ENTRIES = 1024
+SLACK = 4
+"""One in so many is remembered beyond these two before the oldest go."""
 MAX_DEFERRED = 256
 MAX_READERS = 1024
 MAX_HEADS = 64
@@ -46,8 +48,7 @@ class Entry(_State, frozen=True, kw_only=True):
     seq: int
     """Counts the file's events, from 0, in log order."""
     slot: int = 0
-    """Where it is stored: one of the numbers below that of the entries. An entry that is forgotten
-    leaves its slot to the next one."""
+    """Where it is stored. An entry that is forgotten leaves its slot to a later one."""
     event_id: str
     event_type: EventType
     job_id: str
@@ -97,12 +98,11 @@ class FileHistory(_State, frozen=True, kw_only=True):
     path: str
     entries: PersistentMap[Entry] = msgspec.field(default_factory=PersistentMap)
     """By event id, in log order."""
-    edits: PersistentQueue[str] = PersistentQueue()
-    """The entries that hold an edit, in log order."""
-    emptied: PersistentQueue[str] = PersistentQueue()
-    """Those that held one that is too old by now, in log order."""
-    notes: PersistentQueue[str] = PersistentQueue()
-    """All others, in log order."""
+    edits: int = 0
+    """How many of them hold an edit."""
+    free: PersistentQueue[int] = PersistentQueue()
+    """The slots that forgotten entries have left, the lowest first. All below the number of these and of
+    the entries are free or taken."""
     next_seq: int = 0
     heads: tuple[str, ...] = ()
     """Live edits without a live descendant, in log order."""
@@ -125,6 +125,11 @@ class FileHistory(_State, frozen=True, kw_only=True):
         return entry.edit if entry else None
 
     @property
+    def next_slot(self) -> int:
+        """The slot of the next entry."""
+        return len(self.entries) if self.free.first is None else self.free.first
+
+    @property
     def forked(self) -> bool:
         """True while there is more than one head."""
         return len(self.heads) > 1
@@ -144,65 +149,46 @@ class FileHistory(_State, frozen=True, kw_only=True):
 
 
 def with_entry(history: FileHistory, entry: Entry) -> FileHistory:
-    """The history with one more entry, or with another one of an event that was deferred. What is too old
-    then is forgotten, but never a head or what readers see."""
-    entries, key = history.entries, entry.event_id
-    edits, emptied, notes = history.edits, history.emptied, history.notes
-    is_known, gone = key in entries, None
-    changes: dict[str, Entry | None] = {}
-    if entry.edit is not None:
-        edits = _with(history, edits, entry) if is_known else edits.pushed(key)
-        if is_known:
-            notes = PersistentQueue(each for each in notes if each != key)
-        if len(edits) > MAX_EDITS:
-            old, edits = _oldest(history, edits)
-            if old is not None:  # it is too old for others to be built on it
-                empty = changes[old] = msgspec.structs.replace(entries[old], edit=None)
-                emptied = _with(history, emptied, empty)
-    elif not is_known:
-        notes = notes.pushed(key)
-    if not is_known and len(entries) >= MAX_ENTRIES:
-        (note, rest), (edit, others) = _oldest(history, notes), _oldest(history, emptied)
-        if edit is None or (note is not None and note != key and entries[note].seq < entries[edit].seq):
-            gone, notes = note, rest
-        else:
-            gone, emptied = edit, others
-        assert gone is not None and gone != key, "there are more entries than edits and deferred events"
-        entry = msgspec.structs.replace(entry, slot=entries[gone].slot)
-        changes[gone] = None
-    changes[key] = entry
-    return msgspec.structs.replace(
+    """The history with one more entry, in the next slot, or with an event that was deferred as it was
+    judged. What is too old then is forgotten."""
+    is_new = entry.event_id not in history.entries
+    edits = history.edits + (entry.edit is not None)
+    history = msgspec.structs.replace(
         history,
-        entries=entries.updated(changes),
+        entries=history.entries.updated({entry.event_id: entry}),
         edits=edits,
-        emptied=emptied,
-        notes=notes,
-        next_seq=history.next_seq + (not is_known),
+        free=history.free.without_first() if is_new and history.free else history.free,
+        next_seq=history.next_seq + is_new,
+    )
+    if edits > MAX_EDITS + MAX_EDITS // SLACK:
+        history = _with_fewer_edits(history)
+    if is_new and len(history.entries) > MAX_ENTRIES + MAX_ENTRIES // SLACK:
+        history = _with_fewer_entries(history)
+    return history
+
+
+def _with_fewer_edits(history: FileHistory) -> FileHistory:
+    """The oldest edits are too old for others to be built on them."""
+    held = [entry for entry in _oldest(history) if entry.edit is not None]
+    old = held[: history.edits - MAX_EDITS]
+    changes = {entry.event_id: msgspec.structs.replace(entry, edit=None) for entry in old}
+    return msgspec.structs.replace(
+        history, entries=history.entries.updated(changes), edits=history.edits - len(old)
     )
 
 
-def _oldest(history: FileHistory, queue: PersistentQueue[str]) -> tuple[str | None, PersistentQueue[str]]:
-    """The first of the queue that may be forgotten, and the queue without it."""
-    if not queue:
-        return None, queue
-    first = queue.first
-    if first is not None and not _is_pinned(history, first):
-        return first, queue.without_first()
-    found = next((each for each in queue if not _is_pinned(history, each)), None)
-    return found, PersistentQueue(each for each in queue if each != found)
+def _with_fewer_entries(history: FileHistory) -> FileHistory:
+    """The oldest events are forgotten, but for edits that others can be built on."""
+    left = [entry for entry in _oldest(history) if entry.edit is None]
+    old = left[: len(history.entries) - MAX_ENTRIES]
+    return msgspec.structs.replace(
+        history,
+        entries=history.entries.updated({entry.event_id: None for entry in old}),
+        free=PersistentQueue(sorted((*history.free, *(entry.slot for entry in old)))),
+    )
 
 
-def _is_pinned(history: FileHistory, key: str) -> bool:
-    """True for what is never forgotten."""
-    if key == history.visible or key in history.heads:
-        return True
-    return bool(history.deferred) and any(event.event_id == key for event in history.deferred)
-
-
-def _with(history: FileHistory, queue: PersistentQueue[str], entry: Entry) -> PersistentQueue[str]:
-    """The queue with one more entry, in log order; nearly always it is the last one."""
-    last = queue.last
-    if last is None or history.entries[last].seq < entry.seq:
-        return queue.pushed(entry.event_id)
-    seqs = {each: history.entries[each].seq for each in queue} | {entry.event_id: entry.seq}
-    return PersistentQueue(sorted(seqs, key=seqs.__getitem__))
+def _oldest(history: FileHistory) -> list[Entry]:
+    """What may be forgotten, the oldest first: never a head, what readers see, or what is deferred."""
+    pinned = {history.visible, *history.heads, *(event.event_id for event in history.deferred)}
+    return [entry for event_id, entry in history.entries.items() if event_id not in pinned]

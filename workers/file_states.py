@@ -1,8 +1,8 @@
 """Reads and writes fields of a partition's hash: how a file's history is laid out in Redis.
 
     f:KEY           the header: what there is, and what readers see
-    e:KEY SLOT      each remembered event; the slots are numbered from 0, and one that is left is taken
-                    by the next event
+    e:KEY SLOT      each remembered event; the slots are numbered from 0, and those that are left are
+                    taken by later events
     c:KEY EVENT     what an edit made of the file, while that is remembered
     r:KEY NUMBER    each reader, d:KEY NUMBER each deferred event, v:KEY NUMBER each voided round: they
                     come and go in the order of their numbers
@@ -51,6 +51,8 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Numbers from the first to below the second; likewise:"""
     readers: tuple[int, int]
     voided: tuple[int, int]
+    slots: int = 0
+    """Below which those of the entries are."""
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +115,7 @@ def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, 
         deferred=(after.deferred_from, after.deferred_from + len(after.deferred)),
         readers=(after.readers_from, after.readers_from + len(after.readers)),
         voided=(after.voided_from, after.voided_from + len(after.voided)),
+        slots=len(after.entries) + len(after.free),
     )
     changes[header_field(key)] = _pack(header)
     return changes
@@ -123,7 +126,9 @@ def _entry(
 ) -> None:
     """Add the fields of an event that differ."""
     had, edit = old is not None and old.edit is not None, now.edit if now is not None else None
-    # The slot of one that is gone was taken by another. One whose content is too old is as it was.
+    if now is None and old is not None:
+        changes.setdefault(entry_field(key, old.slot), None)  # another may have it by now
+    # One whose content is too old is as it was.
     if now is not None and (edit is not None or not had):
         changes[entry_field(key, now.slot)] = _pack(msgspec.structs.replace(now, edit=None))
     if now is not None and edit is not None:
@@ -169,7 +174,7 @@ def weight_of(history: FileHistory) -> int:
     if now is not None and now.content is None and now.parents:
         now = history.edit(now.parents[0])
     content = len(now.content) if now is not None and now.content is not None else 0
-    return ENTRY_BYTES * (1 + len(history.entries)) + content * len(history.edits)
+    return ENTRY_BYTES * (1 + len(history.entries)) + content * history.edits
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -248,16 +253,16 @@ async def _read_numbered(headers: Mapping[str, _Header], read: ReadFields) -> di
     """What the headers count; without the files of which some is gone."""
     names: list[str] = []
     for key, header in headers.items():
-        names += [entry_field(key, slot) for slot in range(header.entries)]
+        names += [entry_field(key, slot) for slot in range(header.slots)]
         for stem, numbers in _queues(header):
             names += [f"{stem}{key}\x1f{number}" for number in range(*numbers)]
     values = iter(await read(names) if names else ())
     found: dict[str, _Numbered] = {}
     for key, header in headers.items():
-        sizes = [header.entries, *(end - first for _, (first, end) in _queues(header))]
-        parts = [list(islice(values, size)) for size in sizes]
-        entries, *queues = whole = [[value for value in part if value is not None] for part in parts]
-        if whole == parts:
+        sizes = [header.slots, *(end - first for _, (first, end) in _queues(header))]
+        there = [[value for value in islice(values, size) if value is not None] for size in sizes]
+        entries, *queues = there
+        if list(map(len, there)) == [header.entries, *sizes[1:]]:
             in_order = sorted(map(_ENTRIES.decode, entries), key=lambda entry: entry.seq)
             found[key] = _Numbered(in_order, *queues)
     return found
@@ -277,11 +282,8 @@ def _history(key: str, header: _Header, part: _Numbered, edits: Mapping[str, Edi
         workspace=workspace,
         path=path,
         entries=PersistentMap({entry.event_id: entry for entry in whole}),
-        edits=PersistentQueue(entry.event_id for entry in whole if entry.edit is not None),
-        emptied=PersistentQueue(
-            entry.event_id for entry in whole if entry.edit is None and _could_hold_edit(entry)
-        ),
-        notes=PersistentQueue(entry.event_id for entry in whole if not _could_hold_edit(entry)),
+        edits=sum(entry.edit is not None for entry in whole),
+        free=PersistentQueue(sorted(set(range(header.slots)) - {entry.slot for entry in whole})),
         next_seq=header.next_seq,
         heads=header.heads,
         visible=header.visible,

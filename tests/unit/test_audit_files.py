@@ -57,12 +57,13 @@ def test_a_fold_that_lets_the_last_writer_win(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_fold_that_forgets_what_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(history: FileHistory, event: Event) -> Folded:
-        if event.event_id in history.entries:
+        entry = history.entries.get(event.event_id)
+        if entry is not None:
             history = msgspec.structs.replace(
                 history,
                 entries=history.entries.updated({event.event_id: None}),
-                edits=PersistentQueue(key for key in history.edits if key != event.event_id),
-                notes=PersistentQueue(key for key in history.notes if key != event.event_id),
+                edits=history.edits - (entry.edit is not None),
+                free=PersistentQueue([entry.slot]),
             )
         return fold(history, event)
 

@@ -7,6 +7,7 @@ what is remembered: nothing else here is copied or looked through as a whole.
 """
 
 from collections.abc import Iterable
+from itertools import islice
 
 import msgspec
 
@@ -169,8 +170,10 @@ def with_entry(history: FileHistory, entry: Entry) -> FileHistory:
 
 def _with_fewer_edits(history: FileHistory) -> FileHistory:
     """The oldest edits are too old for others to be built on them."""
-    held = [entry for entry in _oldest(history) if entry.edit is not None]
-    old = held[: history.edits - MAX_EDITS]
+    pinned = _pinned(history)
+    latest = (entry for _, entry in history.entries.latest() if entry.edit is not None)
+    held = list(islice(latest, history.edits))  # the last ones, mostly: not all entries are looked at
+    old = [entry for entry in reversed(held) if entry.event_id not in pinned][: history.edits - MAX_EDITS]
     changes = {entry.event_id: msgspec.structs.replace(entry, edit=None) for entry in old}
     return msgspec.structs.replace(
         history, entries=history.entries.updated(changes), edits=history.edits - len(old)
@@ -179,8 +182,11 @@ def _with_fewer_edits(history: FileHistory) -> FileHistory:
 
 def _with_fewer_entries(history: FileHistory) -> FileHistory:
     """The oldest events are forgotten, but for edits that others can be built on."""
-    left = [entry for entry in _oldest(history) if entry.edit is None]
-    old = left[: len(history.entries) - MAX_ENTRIES]
+    pinned = _pinned(history)
+    left = (
+        entry for event_id, entry in history.entries.items() if entry.edit is None and event_id not in pinned
+    )
+    old = list(islice(left, len(history.entries) - MAX_ENTRIES))
     return msgspec.structs.replace(
         history,
         entries=history.entries.updated({entry.event_id: None for entry in old}),
@@ -188,7 +194,6 @@ def _with_fewer_entries(history: FileHistory) -> FileHistory:
     )
 
 
-def _oldest(history: FileHistory) -> list[Entry]:
-    """What may be forgotten, the oldest first: never a head, what readers see, or what is deferred."""
-    pinned = {history.visible, *history.heads, *(event.event_id for event in history.deferred)}
-    return [entry for event_id, entry in history.entries.items() if event_id not in pinned]
+def _pinned(history: FileHistory) -> frozenset[str]:
+    """What is never forgotten: heads, what readers see, and what is deferred."""
+    return frozenset((history.visible, *history.heads, *(event.event_id for event in history.deferred)))

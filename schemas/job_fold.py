@@ -39,7 +39,6 @@ from codeconvoy.schemas.job_facts import (
 from codeconvoy.schemas.job_plan import on_imported, on_planned, on_submitted
 from codeconvoy.schemas.job_stages import advance, reopen
 from codeconvoy.schemas.job_state import (
-    NOTHING,
     Happening,
     JobState,
     OpenConflict,
@@ -171,7 +170,7 @@ def _give_up(step: Step, state: TaskState, reason: str) -> None:
 def _fail(step: Step, state: TaskState, happening: Happening, reason: str) -> None:
     """A task has failed for good."""
     status = transition(state.status, happening)
-    state = msgspec.structs.replace(state, status=status, reason=reason, pending=NOTHING, deadline=0)
+    state = msgspec.structs.replace(state, status=status, reason=reason, pending=frozenset(), deadline=0)
     step.put_task(state.task.task_id, state)
     work = state.task.work
     if isinstance(work, ResolveWork):
@@ -248,7 +247,7 @@ def _on_verdict(step: Step, state: TaskState, fact: EventJudged) -> None:
         refused = fact.verdict in (VerdictKind.INVALID, VerdictKind.STALE)
         judged = msgspec.structs.replace(
             placed,
-            pending=placed.pending.updated({fact.event_id: None}),
+            pending=placed.pending - {fact.event_id},
             refusal=placed.refusal or (f"{fact.verdict}: {fact.reason}" if refused else ""),
         )
         _conclude(step, judged)

@@ -103,9 +103,6 @@ class Stage(StrEnum):
         return self is Stage.DONE or self is Stage.FAILED
 
 
-NOTHING = PersistentMap[bool]()
-
-
 class _State(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the parts of a job's state: immutable, by keyword only."""
 
@@ -126,8 +123,8 @@ class TaskState(_State, frozen=True, kw_only=True):
     mark: int = 0
     """Tasks of the role that had ended when the deadline was set: a queue that moves is no reason
     to give up a task that waits in it."""
-    pending: PersistentMap[bool] = NOTHING
-    """Events of this round without a final verdict: an import may wait for thousands."""
+    pending: frozenset[str] = frozenset()
+    """Events of this round without a final verdict."""
     unread: int = 0
     """Entries of the read sets of this round's events that have not been answered."""
     answered: tuple[str, ...] = ()

@@ -28,7 +28,6 @@ from codeconvoy.schemas.job_facts import (
 )
 from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.job_state import (
-    NOTHING,
     FileStatus,
     Happening,
     JobState,
@@ -41,7 +40,7 @@ from codeconvoy.schemas.job_state import (
     is_waited_for,
     transition,
 )
-from codeconvoy.schemas.persistent import Draft, PersistentMap
+from codeconvoy.schemas.persistent import Draft
 from codeconvoy.schemas.tasks import (
     CheckWork,
     EditWork,
@@ -409,7 +408,7 @@ class Step:
             deadline=0,
             events=events,
             told=(*state.told, *((event.event_id, self.job.facts) for event in events)),
-            pending=PersistentMap({event.event_id: True for event in events}) if events else NOTHING,
+            pending=frozenset(event.event_id for event in events),
             unread=sum(event.reads for event in events),
             answered=(),
             result=done.result,

@@ -5,124 +5,84 @@ make a job's cost grow with the square of its size.
 """
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
-from math import isqrt
 from typing import Generic, TypeVar, overload
 
 V = TypeVar("V")
 D = TypeVar("D")
-
-_LEAST = 32
-"""Changes that are kept apart before two dicts are joined, however small the whole is."""
-_SHARE = 5
-"""Of the square root of the whole: changes that are kept apart in a large one."""
-_JOINS = 4
-"""Joins that are remembered, to find what has changed since a version before them."""
-_STEPS = 64
-"""Versions that are remembered, to find what has changed since one of them."""
-
-_Join = tuple[object, Iterable[str]]
-_Trail = tuple[Iterable[str], "_Trail | None"]
-"""The keys that a version has changed, and the version before it: each has its own."""
-_NONE = object()
 
 
 class PersistentMap(Mapping[str, V]):
     """A frozen mapping from text to anything but None, in the order of a dict: by the first setting of
     each key.
 
-    Its versions share one large dict, and each has a small one of its own with what differs; when that
-    has grown to a few times the square root of the whole, the two are joined to a new large one. So a
-    change costs about the square root of the size, with a small constant.
+    The latest version has a dict. Its next version takes that dict and changes it, and leaves behind what
+    each key that it changed was before: so a change costs the same however large the map is, and so does
+    finding what has changed since. To read an earlier version costs the number of changes since, and to
+    change one, or to remove a key, a copy. (Baker, "Shallow binding makes functional arrays fast", 1991.)
+
+    Whoever iterates over a version must not derive another one from it meanwhile.
     """
 
-    __slots__ = ("_apart", "_base", "_joins", "_len", "_name", "_steps", "_trail")
+    __slots__ = ("_dict", "_later")
 
     def __init__(self, items: Mapping[str, V] | None = None) -> None:
-        self._base: dict[str, V] = dict(items or {})
-        self._name = object()
-        """Stands for the base, without keeping it in memory."""
-        self._apart: dict[str, V | None] = {}
-        """What differs from the base; None where a key of the base is gone."""
-        self._joins: tuple[_Join, ...] = ()
-        """The bases before this one, the latest last, each with the keys that its end has changed."""
-        self._len = len(self._base)
-        self._trail: _Trail = ([], None)
-        self._steps = 0
-        """How long the trail is."""
+        self._dict: dict[str, V] | None = dict(items or {})
+        """None where a later version has taken it."""
+        self._later: tuple[Mapping[str, V | None], PersistentMap[V]] | None = None
+        """The next version, with what is here of the keys that it changed (None: not there)."""
 
     def updated(self, changes: Mapping[str, V | None]) -> "PersistentMap[V]":
         """A copy with these values set; None removes a key that is there."""
         if not changes:
             return self
-        base, apart, length = self._base, self._apart.copy(), self._len
-        for key, value in changes.items():
-            known = apart.get(key, _NONE)
-            if known is None:  # it was removed from the base, and comes last if it comes again
-                return self._joined(self._apart, self._len).updated(changes)
-            if value is not None:
-                length += known is _NONE and key not in base
-                apart[key] = value
-                continue
-            length -= 1
-            if key in base:
-                apart[key] = None
-            else:
-                del apart[key]
-        if len(apart) > _LEAST and len(apart) > _SHARE * isqrt(len(base)):
-            return self._joined(apart, length)
-        made = self._made(base, self._name, apart, length, self._joins)
-        if self._steps < _STEPS:
-            made._trail, made._steps = (tuple(changes), self._trail), self._steps + 1
-        return made
-
-    def _joined(self, apart: dict[str, V | None], length: int) -> "PersistentMap[V]":
-        """A version with nothing kept apart."""
-        joins = (*self._joins[1 - _JOINS :], (self._name, tuple(apart)))
-        return self._made(_whole(self._base, apart), object(), {}, length, joins)
-
-    @staticmethod
-    def _made(
-        base: dict[str, V], name: object, apart: dict[str, V | None], length: int, joins: tuple[_Join, ...]
-    ) -> "PersistentMap[V]":
         made: PersistentMap[V] = PersistentMap.__new__(PersistentMap)
-        made._base, made._name, made._apart, made._len, made._joins = base, name, apart, length, joins
-        made._trail, made._steps = ([], None), 0  # made anew: it stands for this version alone
+        made._later = None
+        now = self._dict
+        # Removed keys would come back in another place: versions before and after have a dict each.
+        if now is None or None in changes.values():
+            made._dict = _change(self._whole() if now is None else now.copy(), changes)
+            if now is not None:
+                self._later = {key: now.get(key) for key in changes}, made
+            return made
+        self._later = {key: now.get(key) for key in changes}, made
+        self._dict, made._dict = None, now
+        now.update(changes)  # type: ignore[arg-type]  # there is no None among them
         return made
 
-    def changed_since(self, before: "PersistentMap[V] | None") -> dict[str, V | None]:
-        """The keys whose values are others than in an earlier version, with the present value; None
-        where a key is gone. Costs little where only little has changed."""
+    def changed_since(self, before: "PersistentMap[V] | None") -> dict[str, tuple[V | None, V | None]]:
+        """The keys whose values are others than in an earlier version: what they were and what they are,
+        None where a key is not there. Costs little where only little has changed."""
         if before is None:
-            return dict(self.items())
-        apart, base, were_apart, was = self._apart, self._base, before._apart, before._base
-        changes: dict[str, V | None] = {}
-        for key in self._touched_since(before):
-            now = apart[key] if key in apart else base.get(key)
-            if now is not (were_apart[key] if key in were_apart else was.get(key)):
-                changes[key] = now
-        return changes
+            return {key: (None, value) for key, value in self.items()}
+        were: dict[str, V | None] = {}
+        at: PersistentMap[V] = before
+        while at is not self:
+            if at._later is None:  # it is no earlier one
+                keys = dict.fromkeys((*before, *self))
+                were = {key: before.get(key) for key in keys}
+                break
+            changes, at = at._later
+            for key, was in changes.items():
+                were.setdefault(key, was)
+        return {key: (was, now) for key, was in were.items() if (now := self.get(key)) is not was}
 
-    def _touched_since(self, before: "PersistentMap[V]") -> Iterable[str]:
-        """No key that has changed is missing here."""
-        trail, changed = self._trail, list[str]()
-        while trail is not before._trail and trail[1] is not None:
-            changed += trail[0]
-            trail = trail[1]
-        if trail is before._trail:
-            return dict.fromkeys(changed)
-        was, now = before._apart, self._apart
-        if self._name is before._name:
-            differing = [key for key, value in now.items() if was.get(key, _NONE) is not value]
-            return differing + [key for key in was if key not in now]
-        touched: dict[str, None] = dict.fromkeys((*was, *now))
-        for name, keys in reversed(self._joins):
-            touched |= dict.fromkeys(keys)
-            if name is before._name:
-                return touched
-        return dict.fromkeys((*before._base, *was, *self._base, *now))
+    def _whole(self) -> dict[str, V]:
+        """All of it as a dict: its own where it is the latest version, else a new one."""
+        if self._dict is not None:
+            return self._dict
+        undone: list[Mapping[str, V | None]] = []
+        at: PersistentMap[V] = self
+        while at._dict is None:
+            assert at._later is not None, "whoever took the dict was noted"
+            changes, at = at._later
+            undone.append(changes)
+        whole = at._dict.copy()
+        for changes in reversed(undone):
+            _change(whole, changes)
+        return whole
 
     def __getitem__(self, key: str) -> V:
-        found = self._apart[key] if key in self._apart else self._base[key]
+        found = self.get(key)
         if found is None:
             raise KeyError(key)
         return found
@@ -135,19 +95,27 @@ class PersistentMap(Mapping[str, V]):
     def get(self, key: str, /, default: D) -> V | D: ...
     def get(self, key: str, /, default: object = None) -> object:
         """The value of a key, or the default."""
-        found = self._apart[key] if key in self._apart else self._base.get(key)
-        return default if found is None else found
+        at: PersistentMap[V] = self
+        while (now := at._dict) is None:
+            assert at._later is not None, "whoever took the dict was noted"
+            changes, at = at._later
+            if key in changes:
+                found = changes[key]
+                return default if found is None else found
+        return now.get(key, default)
 
     def __contains__(self, key: object) -> bool:
-        if key in self._apart:
-            return self.get(str(key)) is not None
-        return key in self._base
+        return (key in self._dict) if self._dict is not None else self.get(str(key)) is not None
 
     def __len__(self) -> int:
-        return self._len
+        return len(self._whole())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._whole())
+
+    def latest(self) -> Iterator[tuple[str, V]]:
+        """Keys with their values, the last first."""
+        return reversed(self._whole().items())
 
     def items(self) -> ItemsView[str, V]:
         """Keys with their values, in order."""
@@ -157,11 +125,18 @@ class PersistentMap(Mapping[str, V]):
         """The values, in order."""
         return self._whole().values()
 
-    def _whole(self) -> dict[str, V]:
-        return _whole(self._base, self._apart) if self._apart else self._base
-
     def __repr__(self) -> str:
         return f"PersistentMap({dict(self.items())!r})"
+
+
+def _change(whole: dict[str, V], changes: Mapping[str, V | None]) -> dict[str, V]:
+    """Set these values in a dict; None removes a key."""
+    for key, value in changes.items():
+        if value is None:
+            del whole[key]
+        else:
+            whole[key] = value
+    return whole
 
 
 class Draft(Generic[V]):
@@ -175,8 +150,10 @@ class Draft(Generic[V]):
         self._len = len(base)
 
     def frozen(self) -> PersistentMap[V]:
-        """The mapping with all that was put into it."""
-        return self._base.updated(self._changes) if self._changes else self._base
+        """The mapping with all that was put into it so far."""
+        if self._changes:
+            self._base, self._changes = self._base.updated(self._changes), {}
+        return self._base
 
     def put(self, key: str, value: V) -> None:
         """Set a value."""
@@ -204,16 +181,6 @@ class Draft(Generic[V]):
     def values(self) -> ValuesView[V]:
         """The values, in order."""
         return self.frozen().values()
-
-
-def _whole(base: dict[str, V], apart: Mapping[str, V | None]) -> dict[str, V]:
-    """Both as one dict."""
-    joined: dict[str, V | None] = base.copy()  # type: ignore[assignment]  # fast, also where keys are gone
-    joined.update(apart)
-    for key, value in apart.items():
-        if value is None:
-            del joined[key]
-    return joined  # type: ignore[return-value]  # the Nones are gone
 
 
 _Stack = tuple[V, "_Stack[V]"] | None

@@ -100,8 +100,8 @@ def content_field(key: str, event_id: str) -> str:
 def dump(key: str, before: FileHistory | None, after: FileHistory) -> dict[str, bytes | None]:
     """The fields that differ. With the same `after` they are the same bytes, whoever writes them."""
     changes: dict[str, bytes | None] = {}
-    for event_id, entry in after.entries.changed_since(before.entries if before else None).items():
-        _entry(changes, key, event_id, before.entries.get(event_id) if before else None, entry)
+    for event_id, (old, now) in after.entries.changed_since(before.entries if before else None).items():
+        _entry(changes, key, event_id, old, now)
     was = before or FileHistory(workspace=after.workspace, path=after.path)
     changes |= _moved(_DEFERRED + key, was.deferred, was.deferred_from, after.deferred, after.deferred_from)
     changes |= _moved(_READER + key, was.readers, was.readers_from, after.readers, after.readers_from)

@@ -169,6 +169,29 @@ def weight_of(job: JobState) -> int:
 
 def dump(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
     """The fields that differ. With the same `after` they are the same bytes, whoever writes them."""
+    return _dump(before, after, _changed_tasks(before, after))
+
+
+def dump_view(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
+    """As `dump`, with what workers ask for."""
+    tasks = _changed_tasks(before, after)
+    changes = _dump(before, after, tasks)
+    if before is None or before.status is not after.status:
+        changes[status_field(after.job_id)] = after.status.encode()
+    for old, state in tasks:
+        if old is None or (old.task.round, old.status) != (state.task.round, state.status):
+            changes[task_field(state.task.task_id)] = f"{state.task.round} {state.status}".encode()
+    return changes
+
+
+_ChangedTasks = Sequence[tuple[TaskState | None, TaskState]]
+
+
+def _changed_tasks(before: JobState | None, after: JobState) -> _ChangedTasks:
+    return _changed(after.tasks, before.tasks if before is not None else None)
+
+
+def _dump(before: JobState | None, after: JobState, tasks: _ChangedTasks) -> dict[str, bytes | None]:
     was, job_id = before or JobState(job_id=after.job_id), after.job_id
     header = _Header(
         status=after.status,
@@ -193,25 +216,12 @@ def dump(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
         part = getattr(after, name)
         if part is not getattr(was, name):
             changes[_field(_PART, job_id, name)] = _pack(part)
-    for state in _changed(after.tasks, was.tasks):
-        _task(changes, job_id, was.tasks.get(state.task.task_id), state)
-    for unit in _changed(after.units, was.units):
+    for old, state in tasks:
+        _task(changes, job_id, old, state)
+    for _, unit in _changed(after.units, was.units):
         changes[_field(_UNIT, job_id, unit.number)] = _pack(unit)
-    for file in _changed(after.files, was.files):
+    for _, file in _changed(after.files, was.files):
         changes[_field(_FILE, job_id, file.number)] = _pack(file)
-    return changes
-
-
-def dump_view(before: JobState | None, after: JobState) -> dict[str, bytes | None]:
-    """As `dump`, with what workers ask for."""
-    changes = dump(before, after)
-    if before is None or before.status is not after.status:
-        changes[status_field(after.job_id)] = after.status.encode()
-    was = before.tasks if before is not None else PersistentMap[TaskState]()
-    for state in _changed(after.tasks, was):
-        old = was.get(state.task.task_id)
-        if old is None or (old.task.round, old.status) != (state.task.round, state.status):
-            changes[task_field(state.task.task_id)] = f"{state.task.round} {state.status}".encode()
     return changes
 
 
@@ -219,9 +229,9 @@ def _field(stem: str, job_id: str, what: str | int) -> str:
     return f"{stem}{job_id}\x1f{what}"
 
 
-def _changed(after: PersistentMap[S], before: PersistentMap[S]) -> Iterable[S]:
-    """What differs, where nothing ever goes."""
-    return [value for value in after.changed_since(before).values() if value is not None]
+def _changed(after: PersistentMap[S], before: PersistentMap[S] | None) -> list[tuple[S | None, S]]:
+    """What differs, as it was and as it is, where nothing ever goes."""
+    return [(was, now) for was, now in after.changed_since(before).values() if now is not None]
 
 
 def _task(changes: dict[str, bytes | None], job_id: str, old: TaskState | None, state: TaskState) -> None:
@@ -231,7 +241,7 @@ def _task(changes: dict[str, bytes | None], job_id: str, old: TaskState | None, 
         status=state.status,
         deadline=state.deadline,
         mark=state.mark,
-        pending=tuple(state.pending),
+        pending=tuple(sorted(state.pending)),
         unread=state.unread,
         answered=state.answered,
         refusal=state.refusal,
@@ -327,7 +337,7 @@ def _state(number: int, standing: _Standing, work: _Work) -> TaskState:
         status=standing.status,
         deadline=standing.deadline,
         mark=standing.mark,
-        pending=PersistentMap(dict.fromkeys(standing.pending, True)),
+        pending=frozenset(standing.pending),
         unread=standing.unread,
         answered=standing.answered,
         events=work.events,

@@ -1,36 +1,37 @@
 """The persistent collections are dicts, queues and heaps of which every version stays as it was."""
 
-from unittest.mock import patch
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeconvoy.schemas import persistent
 from codeconvoy.schemas.persistent import PersistentHeap, PersistentMap, PersistentQueue
 
 KEYS = st.integers(0, 30).map(str)
-CHANGES = st.lists(st.dictionaries(KEYS, st.one_of(st.none(), st.integers()), max_size=4), max_size=60)
+CHANGE = st.dictionaries(KEYS, st.one_of(st.none(), st.integers()), max_size=4)
 
 
-@given(st.dictionaries(KEYS, st.integers()), CHANGES, st.sampled_from([0, 2, 32]))
+@given(
+    st.dictionaries(KEYS, st.integers()),
+    st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 60)), CHANGE), max_size=60),
+)
 def test_it_is_a_dict_of_which_every_version_stays(
-    start: dict[str, int], changes: list[dict[str, int | None]], least: int
+    start: dict[str, int], changes: list[tuple[int | None, dict[str, int | None]]]
 ) -> None:
-    """Order included, also where a key is removed and comes back."""
-    with patch.object(persistent, "_LEAST", least):
-        now, as_dict = PersistentMap(start), dict(start)
-        versions = [(now, dict(as_dict))]
-        for change in changes:
-            allowed = {k: v for k, v in change.items() if v is not None or k in as_dict}
-            now = now.updated(allowed)
-            for key, value in allowed.items():
-                if value is None:
-                    del as_dict[key]
-                else:
-                    as_dict[key] = value
-            versions.append((now, dict(as_dict)))
+    """Order included, also where a key is removed and comes back; whichever version is changed."""
+    versions = [(PersistentMap(start), dict(start))]
+    for number, change in changes:
+        now, expected = versions[-1 if number is None else number % len(versions)]
+        as_dict = dict(expected)
+        allowed = {k: v for k, v in change.items() if v is not None or k in as_dict}
+        now = now.updated(allowed)
+        for key, value in allowed.items():
+            if value is None:
+                del as_dict[key]
+            else:
+                as_dict[key] = value
+        versions.append((now, as_dict))
     for version, expected in versions:
         assert list(version.items()) == list(expected.items())
+        assert list(version.latest()) == list(reversed(expected.items()))
         assert list(version) == list(expected)
         assert list(version.values()) == list(expected.values())
         assert version == expected
@@ -47,23 +48,25 @@ def _check_changes(versions: list[tuple[PersistentMap[int], dict[str, int]]]) ->
     for before, was in versions[::7]:
         for after, is_now in versions[::5]:
             made = dict(was)
-            for key, value in after.changed_since(before).items():
-                if value is None:
+            for key, (old, new) in after.changed_since(before).items():
+                assert old == was.get(key)
+                if new is None:
                     made.pop(key)
                 else:
-                    made[key] = value
+                    made[key] = new
             assert made == is_now
     last, is_now = versions[-1]
-    assert last.changed_since(None) == is_now
+    assert last.changed_since(None) == {key: (None, value) for key, value in is_now.items()}
     assert last.changed_since(last) == {}
 
 
 def test_a_small_change_of_a_large_map_is_found_without_looking_at_all_of_it() -> None:
     """What differs between two versions is asked for after every batch."""
     before = PersistentMap({str(number): object() for number in range(10_000)})
-    after = before.updated({"7": object(), "new": object()})
+    large = before._dict
+    after = before.updated({"7": object()}).updated({"7": object(), "new": object()})
     assert set(after.changed_since(before)) == {"7", "new"}
-    assert after._base is before._base, "the large dict was copied"
+    assert after._dict is large, "the large dict was copied"
 
 
 @given(st.lists(KEYS, max_size=5), st.lists(st.one_of(st.none(), KEYS), max_size=60))

@@ -14,6 +14,7 @@ from codeconvoy.schemas.job_facts import (
     JobFact,
     JobFinished,
     JobStatus,
+    TaskDispatched,
     TaskDone,
     TaskFailed,
     VerdictKind,
@@ -27,6 +28,10 @@ from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjecto
 from tests.simulation.fleet import SimFleet
 from tests.simulation.refold import MAX_SHOWN, Refold, differences, records_of, refold
 from tests.simulation.world import CODEC
+
+BY_THE_CLOCK = (DeadlinePassed, TaskDispatched)
+"""What the orchestrator says when a state asks for it: whoever takes over may say it once more, and only
+the fold of the first changes anything but a deadline."""
 
 
 def problems(fleet: SimFleet) -> list[str]:
@@ -99,7 +104,7 @@ def _outputs(fleet: SimFleet, folded: Folded) -> Iterator[str]:
             + [
                 ("fact", fact.fact_id)
                 for fact in folded.facts
-                if fact.source == name and not isinstance(fact.payload, DeadlinePassed)
+                if fact.source == name and not isinstance(fact.payload, BY_THE_CLOCK)
             ]
         )
         if name == ORCHESTRATOR:

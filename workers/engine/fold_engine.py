@@ -252,6 +252,9 @@ class FoldEngine(Generic[S]):
         if state is before:
             batch.duplicates += 1
         batch.states[key] = state
+        told = partition.at.partition, key
+        if told in self._told and self._what.wait(state) != self._told[told]:
+            del self._told[told]  # its fact has come back: the next wait may be until the same time
         batch.records += 1
         if is_live:
             batch.outputs.extend(outputs)
@@ -416,7 +419,6 @@ class FoldEngine(Generic[S]):
                     partition.due[key] = wait
                 else:
                     partition.due.pop(key, None)
-                    self._told.pop((number, key), None)
                 self._states[number, key] = state
             self._metrics.records.inc(batch.records)
             self._metrics.duplicates.inc(batch.duplicates)

@@ -44,6 +44,7 @@ from codeconvoy.schemas.job_state import (
     OpenConflict,
     TaskState,
     TaskStatus,
+    is_waited_for,
     transition,
 )
 from codeconvoy.schemas.job_step import Command, Step, answers
@@ -372,7 +373,7 @@ def _on_deadline(step: Step, fact: DeadlinePassed, timestamp: int) -> None:
         return
     state = _current(step, fact.task_id, fact.round)
     # The time is that of the clock which set the deadline: an earlier one is of a deadline since moved.
-    if state is None or timestamp < state.deadline:
+    if state is None or not is_waited_for(state) or timestamp < state.deadline:
         return
     role = state.task.role
     if step.ended_in_role(role) > state.mark:

@@ -67,6 +67,17 @@ class Counting:
 
 
 @dataclass
+class Waiting(Counting):
+    """Waits while its count is odd, until the same time always, which is over."""
+
+    def wait(self, state: int) -> int | None:
+        return -1 if state % 2 else None
+
+    def due(self, key: str, state: int, now: int) -> Sequence[Outgoing]:
+        return [Outgoing(self.topic, key, b"due", partition=0)]
+
+
+@dataclass
 class Interrupted:
     """A store that is interfered with at its next commit."""
 
@@ -281,6 +292,24 @@ def test_m_passes_the_marker_soon_after_the_records(world: World, request: pytes
                         return (await place.store.load(0, [])).offset
 
                     await until(position, partial(operator.eq, end), f"wanted {end}")
+
+    run(go())
+
+
+def test_a_wait_that_is_over_is_told_with_what_began_it_and_each_one_once(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    """Not at the next tick: a partition that is never idle has none."""
+
+    async def go() -> None:
+        async with place_in(world, request) as place:
+            place.counting = Waiting(place.counting.topic, place.counting.target)
+            async with place.engine(replace(LIMITS, tick_seconds=1_000.0)):
+                await place.send("x/1")
+                await place.until_said("x1", "x2")
+                await place.send("x/3")
+                await place.until_said("x1", "x2", "x3", "x4")
+                await place.until_stored("x", 4)
 
     run(go())
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from codeconvoy.orchestrator import orchestrator
 from codeconvoy.orchestrator.job_file import check
 from codeconvoy.schemas import job_fold
 from codeconvoy.schemas.errors import IllegalCommand
@@ -526,6 +527,38 @@ def test_a_task_nobody_answers_is_voided_sent_again_and_at_last_fails() -> None:
     world.publishes()
     world.ended(JobStatus.FAILED, "is `convoy worker generator` running?")
     assert len(world.recorded) == 3
+
+
+def test_what_is_dispatched_together_is_given_its_deadline_by_one_fact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(orchestrator, "ROUNDS_AT_ONCE", 3)
+    world = JobWorld(spec(pipeline=EDITS_ONLY))
+    world.imports("a.py", "b.py", "c.py", "d.py")
+    said = [fact.payload for fact in world.log if isinstance(fact.payload, TaskDispatched)]
+    assert [1 + len(fact.also) for fact in said] == [1, 1, 3, 1], "the job, its import, and the edits"
+    assert said[0] == TaskDispatched(task_id="", round=0, deadline=world.state.deadline)
+    assert len({fact.deadline for fact in said[1:]}) == 1, "the clock stands still here"
+    edits = [task.task_id for task, _ in world.open(EditWork)]
+    assert [said[2].task_id, *(one.task_id for one in said[2].also), said[3].task_id] == edits
+    assert {world.state.tasks[task_id].deadline for task_id in edits} == {said[2].deadline}
+    assert world.state.without_deadline() == []
+
+
+def test_a_round_without_a_deadline_can_not_have_passed_it() -> None:
+    """Two that took over may both have said so, before the round was given a new one."""
+    world = JobWorld(spec(pipeline=EDITS_ONLY))
+    world.imports("a.py", "b.py")
+    world.writes(world.one(EditWork, "a.py"))
+    task, _ = world.one(EditWork, "b.py")
+    passed = DeadlinePassed(task_id=task.task_id, round=1)
+    state, timestamp = world.state, world.state.tasks[task.task_id].deadline
+    for number in range(3):
+        fact = JobFact(fact_id=f"{number}", job_id=JOB, timestamp=timestamp, source="o", payload=passed)
+        state, commands = job_fold.fold(state, fact)
+        assert commands == ()
+        assert state.without_deadline() == [(task.task_id, 1)]
+        assert state.tasks[task.task_id].sent == world.state.facts, "it waits from the first on"
 
 
 def test_a_queue_that_moves_is_waited_for() -> None:

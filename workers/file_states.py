@@ -126,10 +126,12 @@ def _entry(
 ) -> None:
     """Add the fields of an event that differ."""
     had, edit = old is not None and old.edit is not None, now.edit if now is not None else None
-    if now is None and old is not None:
+    # One that was forgotten may have come once more meanwhile.
+    is_same = old is not None and now is not None and old.seq == now.seq
+    if old is not None and (now is None or now.slot != old.slot):
         changes.setdefault(entry_field(key, old.slot), None)  # another may have it by now
     # One whose content is too old is as it was.
-    if now is not None and (edit is not None or not had):
+    if now is not None and not (is_same and had and edit is None):
         changes[entry_field(key, now.slot)] = _pack(msgspec.structs.replace(now, edit=None))
     if now is not None and edit is not None:
         content = Content(event_id=event_id, seq=now.seq, role=now.role, summary=now.summary, edit=edit)

@@ -52,7 +52,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     readers: tuple[int, int]
     voided: tuple[int, int]
     slots: int = 0
-    """Below which those of the entries are."""
+    """Below which those of the entries are; 0 in headers of before any was ever left free."""
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,7 +218,7 @@ async def load(keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHistor
 
 async def _load(keys: Sequence[str], read: ReadFields) -> dict[str, FileHistory | None]:
     raws = dict(zip(keys, await read([header_field(key) for key in keys]), strict=True))
-    there = {key: (raw, _HEADERS.decode(raw)) for key, raw in raws.items() if raw is not None}
+    there = {key: (raw, _header_in(raw)) for key, raw in raws.items() if raw is not None}
     parts = await _read_numbered({key: header for key, (_, header) in there.items()}, read)
     names = [header_field(key) for key in parts]
     for key, part in parts.items():
@@ -233,6 +233,11 @@ async def _load(keys: Sequence[str], read: ReadFields) -> dict[str, FileHistory 
             edits = {each: _CONTENTS.decode(content).edit for each, content in contents.items() if content}
             found[key] = _history(key, header, part, edits)
     return found
+
+
+def _header_in(raw: bytes) -> _Header:
+    header = _HEADERS.decode(raw)
+    return header if header.slots else msgspec.structs.replace(header, slots=header.entries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from tests.git_repos import repository
 JOB_COUNT, FILES, EDITS = 20, 200, 3
 ROLES = ("generator", "reviewer", "tester")
 PROCESSES = ("orchestrator", "projector", "detector", "git", *ROLES)
-CONCURRENCY = 1000
+CONCURRENCY = 1_000
 SECONDS = 1_800.0
 PAUSE = 0.1
 TELL_SECONDS = 5.0

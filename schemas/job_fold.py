@@ -297,14 +297,15 @@ def _on_read(step: Step, fact: ReadJudged) -> None:
     answer = f"{fact.reader_event} {fact.read_path}"
     if answer not in state.answered:
         state = msgspec.structs.replace(state, answered=(*state.answered, answer), unread=state.unread - 1)
-    if not fact.fresh and not state.stale:
+    has_moved = not fact.fresh and not state.stale
+    if has_moved:
         step.count(stale=1)
         state = msgspec.structs.replace(state, stale=True)
     if state.status is TaskStatus.REPORTED:
         _conclude(step, state)
         return
     step.put_task(state.task.task_id, state)
-    if state.stale:
+    if has_moved:  # told once more it changes nothing: the unit may have gone on without this task
         reopen(step, state)
 
 

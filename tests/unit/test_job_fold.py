@@ -296,6 +296,17 @@ def test_tests_written_for_what_moved_after_the_unit_was_done_are_written_again(
     assert world.one(TestWork)[0].round == 2
 
 
+def test_a_run_that_was_replaced_is_not_run_again_however_often_it_is_told_that_its_file_moved() -> None:
+    world, written, run = two_files_of_which_one_is_done()
+    world.read(written, "a.py", fresh=False)
+    world.read(run, "a.py", fresh=False)
+    world.tests("a.py")
+    assert world.stages["a.py"] == "done"
+    world.read(run, "a.py", fresh=False)
+    world.read(run, "a.py")
+    assert (world.stages["a.py"], world.doing()) == ("done", ["EditWork"])
+
+
 def test_repairs_are_bounded() -> None:
     world, _, run = two_files_of_which_one_is_done()
     for _ in range(MAX_REPAIRS):

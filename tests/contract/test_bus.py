@@ -555,6 +555,28 @@ def test_a_paused_partition_rests(world: World) -> None:
     run(test())
 
 
+def test_a_paused_partition_that_was_taken_away_and_comes_back_is_read(world: World) -> None:
+    async def test() -> None:
+        async with bus_with_topic(world) as (bus, topic):
+            group, mine, theirs = world.name("g"), Listener(), Listener()
+            first = await joined(bus, group, topic, mine, "first")
+            await first.consumer.pause(sorted(mine.owned))
+            second = Member(bus.consumer(group, [topic], theirs, "second"))
+            await first.until(lambda: len(mine.owned) == len(theirs.owned) == 2, second)
+            away, kept = min(theirs.owned), min(mine.owned)
+            await second.consumer.close()
+            await first.until(lambda: len(mine.owned) == PARTITIONS)
+            producer = await bus.producer(world.name("p"))
+            await producer.transaction(
+                outs(topic, "came back", partition=away.partition)
+                + outs(topic, "rests", partition=kept.partition)
+            )
+            assert values(await first.records(1)) == ["came back"]
+            await first.nothing()
+
+    run(test())
+
+
 def test_a_cancelled_poll_loses_nothing(world: World) -> None:
     async def test() -> None:
         async with bus_with_topic(world) as (bus, topic):

@@ -132,7 +132,8 @@ class Consumer(Protocol):
         ...
 
     async def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        """Fetch no more from these partitions until they are resumed."""
+        """Fetch no more from these partitions until they are resumed, or taken away: one that comes back
+        is not paused."""
         ...
 
     async def resume(self, partitions: Sequence[TopicPartition]) -> None:

@@ -254,6 +254,8 @@ class KafkaConsumer:
             if time.monotonic() > deadline:
                 raise BusError("the client keeps the position of a partition that it gave up")
         self._consumer.incremental_assign([as_kafka(at, offset) for at, offset in offsets.items()])
+        # The client remembers that a partition was paused, also while somebody else has it.
+        self._consumer.resume([as_kafka(at) for at in offsets])
 
     def _note_start(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._forget(offsets)

@@ -85,6 +85,10 @@ class Aborted(BusError):
     """The transaction was aborted and nothing of it is visible: the same outputs may be sent again."""
 
 
+class Refused(Aborted):
+    """The transaction was aborted for one of its records, which the broker will never take as it is."""
+
+
 class PartitionLost(BusError):
     """The stored state of a partition is not this process's own any more: give the partition up."""
 

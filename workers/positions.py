@@ -10,14 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from codeconvoy.schemas.errors import BusError, Unavailable
+from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.tasks import MustSee
 from codeconvoy.workers.engine.bus import Reader, TopicPartition
 
 PAUSE_SECONDS = 0.01
 MAX_PAUSE_SECONDS = 0.1
 """Between two looks at the positions: so long at first, and at most, while nobody's wait ends."""
-AWAY = (Unavailable, BusError)
 _REMEDY = "Is `convoy projector` running? `convoy doctor` tells"
 
 
@@ -58,7 +57,7 @@ class Ends:
             except BaseException as error:
                 for _, answer in asked:
                     _fail(answer, error)
-                if not isinstance(error, AWAY):
+                if not isinstance(error, Exception):
                     raise
                 continue
             found = {at.partition: end for at, end in ends.items()}
@@ -121,7 +120,7 @@ class Positions:
                 waits, self._waits = self._waits, []
                 for wait in waits:
                     _fail(wait.over, error)
-                if not isinstance(error, AWAY):
+                if not isinstance(error, Exception):
                     raise
                 continue
             before = len(self._waits)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.dead_letters import DeadLetter
-from codeconvoy.schemas.errors import Aborted, Flaw, Unavailable, Undecodable
+from codeconvoy.schemas.errors import Aborted, Flaw, Refused, Unavailable, Undecodable
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES
 from codeconvoy.workers.engine.attempts import At, Attempt, MemoryAttempts
 from codeconvoy.workers.engine.bus import (
@@ -40,6 +40,13 @@ LIMITS = PoolLimits(slots=8, drain_seconds=0.3, retry_seconds=0.2, look_seconds=
 BAD = b"bad"
 NO_HEADERS: Headers = {}
 SECRET = "the-password"
+ERRORS = {
+    "garbage": Undecodable(Flaw.TRUNCATED, "it ends too early"),
+    "future": Undecodable(Flaw.UNKNOWN_SCHEMA, "version 9"),
+    "bug": ZeroDivisionError(f"a handler's bug, {SECRET}"),
+    "cancelled": asyncio.CancelledError(),
+}
+"""What a task of this name raises."""
 
 
 @dataclass
@@ -73,24 +80,24 @@ class Work:
 
     async def _do(self, value: str) -> None:
         match value.partition("-")[0]:
-            case "gate" | "stubborn":
-                gate = self.gates.setdefault(value, asyncio.Event())
-                while not gate.is_set():
-                    try:
-                        await gate.wait()
-                    except asyncio.CancelledError:
-                        if value.startswith("gate"):
-                            raise  # a stubborn task can't be cancelled, as a thread can't
+            case "gate" | "stubborn" | "ends" as kind:
+                await self._until_open(kind, self.gates.setdefault(value, asyncio.Event()))
             case "away" if self.begun.count(value) < 3:
                 raise Unavailable("a model", "it is away", "Wait")
             case "busy" if self.begun.count(value) < 3:
                 raise Unavailable("a budget", "others hold it", "Wait", retry_within=0.05)
-            case "garbage":
-                raise Undecodable(Flaw.TRUNCATED, "it ends too early")
-            case "future":
-                raise Undecodable(Flaw.UNKNOWN_SCHEMA, "version 9")
-            case "bug":
-                raise ZeroDivisionError(f"a handler's bug, {SECRET}")
+            case kind if kind in ERRORS:
+                raise ERRORS[kind]
+
+    async def _until_open(self, kind: str, gate: asyncio.Event) -> None:
+        while not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                if kind == "ends":  # it takes its time
+                    await self.gates.setdefault("the end", asyncio.Event()).wait()
+                if kind != "stubborn":
+                    raise  # a stubborn task can't be cancelled, as a thread can't
 
     def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
         self.given_up.append(record.value.decode())
@@ -106,7 +113,7 @@ class Refusing:
     """A producer whose transactions are aborted as a test says."""
 
     inner: Producer
-    aborts: Callable[[Sequence[Outgoing]], bool]
+    aborts: Callable[[Sequence[Outgoing]], type[Aborted] | None]
 
     async def transaction(
         self,
@@ -115,8 +122,8 @@ class Refusing:
         group: str = "",
         token: GroupToken | None = None,
     ) -> None:
-        if self.aborts(outputs):
-            raise Aborted("as the test says")
+        if (error := self.aborts(outputs)) is not None:
+            raise error("as the test says")
         await self.inner.transaction(outputs, offsets, group, token)
 
     async def close(self) -> None:
@@ -134,7 +141,7 @@ class Place:
     letters: str
     reader: Reader
     attempts: MemoryAttempts = field(default_factory=MemoryAttempts)
-    aborts: Callable[[Sequence[Outgoing]], bool] | None = None
+    aborts: Callable[[Sequence[Outgoing]], type[Aborted] | None] | None = None
     tracing: Tracing = OFF
 
     @asynccontextmanager
@@ -278,7 +285,7 @@ def test_a_task_begins_before_the_one_before_is_committed_and_can_wait_for_that(
     async def go() -> None:
         async with place_in(world) as place:
             aborting = True
-            place.aborts = lambda outputs: aborting and bool(outputs)
+            place.aborts = lambda outputs: Aborted if aborting and outputs else None
             await place.send("a/1", "a/later-2", "b/later-3")
             async with place.engine(replace(LIMITS, beat_seconds=0.01)) as (_, work, _):
                 await until_true(lambda: "later-2" in work.begun and "later-3" in work.ended)
@@ -344,9 +351,9 @@ def test_the_result_of_an_earlier_assignment_is_dropped(world: World) -> None:
 def test_an_abort_is_sent_again_without_a_second_call(world: World) -> None:
     aborted: list[int] = []
 
-    def aborts(outputs: Sequence[Outgoing]) -> bool:
+    def aborts(outputs: Sequence[Outgoing]) -> type[Aborted] | None:
         aborted.append(len(outputs))
-        return len(aborted) <= 4
+        return Aborted if len(aborted) <= 4 else None
 
     async def go() -> None:
         async with place_in(world) as place:
@@ -360,21 +367,75 @@ def test_an_abort_is_sent_again_without_a_second_call(world: World) -> None:
     run(go())
 
 
+def test_what_the_broker_does_not_take_now_is_written_once_it_does(world: World) -> None:
+    """A partition without a leader, or a topic that may not be written to: no task is given up for that."""
+    aborted: list[int] = []
+
+    def aborts(outputs: Sequence[Outgoing]) -> type[Aborted] | None:
+        if not outputs or len(aborted) > 5:
+            return None
+        aborted.append(len(outputs))
+        return Aborted
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            place.aborts = aborts
+            await place.send("a/1")
+            async with place.engine(replace(LIMITS, beat_seconds=0.01)) as (_, work, _):
+                await place.until_landed("1")
+                assert (work.begun, work.given_up, await place.letters_of()) == (["1"], [], [])
+
+    run(go())
+
+
+def test_what_waits_for_a_retry_when_its_process_ends_is_no_suspect(world: World) -> None:
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/away-1", "b/away-2", "c/gate-3")
+            limits = replace(LIMITS, retry_seconds=1_000, retry_limit_seconds=1_000)
+            async with place.engine(limits) as (_, work, _):
+                await until_true(lambda: len(work.ended) == 2 and "gate-3" in work.begun)
+            assert await place.attempts.begin([(0, offset) for offset in range(3)]) == {}
+
+    run(go())
+
+
+def test_a_task_that_takes_its_time_to_end_is_waited_for(world: World) -> None:
+    """It was cancelled once: to do so again would cut short what it does at its end."""
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            await place.send("a/ends-1")
+            async with place.engine(replace(LIMITS, drain_seconds=0.05)) as (engine, work, _):
+                await until_true(lambda: work.begun == ["ends-1"])
+                at = TopicPartition(place.source, 0)
+                await engine.revoked([at])
+                await engine.lost([at])
+                assert work.running == {"ends-1"}
+                work.gates["the end"].set()
+                await until_true(lambda: work.ended == ["ends-1"])
+
+    run(go())
+
+
 def test_one_bad_output_does_not_hold_a_group_commit(world: World) -> None:
     """One that the broker refuses, one that is too large to be sent, and one whose task has a bug."""
 
     async def go() -> None:
         async with place_in(world) as place:
-            place.aborts = lambda outputs: (place.target, BAD) in [(one.topic, one.value) for one in outputs]
-            tasks = ["a/1", "b/bad", "b/2", "c/huge-1", "d/bug-1", "e/garbage-1", "f/3"]
+            place.aborts = lambda outputs: (
+                Refused if (place.target, BAD) in [(one.topic, one.value) for one in outputs] else None
+            )
+            tasks = ["a/1", "b/bad", "b/2", "c/huge-1", "d/bug-1", "e/garbage-1", "f/3", "g/cancelled-1"]
             await place.send(*tasks)
             async with place.engine() as (_, work, _):
-                told = [f"gave up {value}" for value in ("bad", "huge-1", "bug-1")]
+                told = [f"gave up {value}" for value in ("bad", "huge-1", "bug-1", "cancelled-1")]
                 await place.until_landed("1", "2", "3", *told)
                 assert len(work.begun) == len(tasks), "a task was done twice"
                 assert await place.letters_of() == [
                     ("bad", "refused"),
                     ("bug-1", "poison"),
+                    ("cancelled-1", "poison"),
                     ("garbage-1", "truncated"),
                     ("huge-1", "too_large"),
                 ]
@@ -454,5 +515,28 @@ def test_a_start_that_is_being_noted_is_taken_back_before_its_partition_is_given
                 asyncio.get_running_loop().call_later(0.1, slow.answer.set)
             assert work.begun == []
             assert await slow.begin([(0, 0)]) == {}, "nothing is held against it"
+
+    run(go())
+
+
+def test_notes_that_can_not_be_read_end_the_engine(world: World) -> None:
+    """Nothing would begin any more, and nobody would know."""
+
+    class Broken(MemoryAttempts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = asyncio.Event()
+
+        async def begin(self, starts: Sequence[At]) -> Mapping[At, Attempt]:
+            self.asked.set()
+            raise ValueError("this is no note")
+
+    async def go() -> None:
+        async with place_in(world) as place:
+            place.attempts = broken = Broken()
+            await place.send("a/1")
+            with pytest.raises(ValueError, match="no note"):
+                async with place.engine():
+                    await broken.asked.wait()
 
     run(go())

@@ -134,11 +134,26 @@ def test_reads_that_come_up_together_go_as_one_request(redis_url: str, prefix: s
                 for first, size in zip((0, 1, 3, 40), (1, 2, 37, 50), strict=True)
             ]
             found = await asyncio.gather(*map(batched.read, parts))
-            assert await batched.read([]) == ()
+            assert await batched.read([]) == []
+            assert await batched.read([(keys[0], [])]) == [()]
+            assert await batched.read([(keys[0], []), (keys[1], ["f1"])]) == [(), [f"{keys[1]}.1".encode()]]
         for (key, fields), values in zip(wanted, itertools.chain(*found), strict=True):
             assert values == [None if field == "none" else f"{key}.{field[1:]}".encode() for field in fields]
         await redis.aclose()
-        assert requests == 1
+        assert requests == 2, "one for all that came up together"
+
+    run(go())
+
+
+def test_a_question_that_can_not_be_asked_leaves_nobody_waiting(redis_url: str, prefix: str) -> None:
+    async def go() -> None:
+        redis = open_redis(redis_url)
+        batched = BatchedReads(redis)
+        asked = [asyncio.create_task(batched.read([(f"{prefix}:h", [name])])) for name in ("good", "\ud800")]
+        done, _ = await asyncio.wait(asked, timeout=10)
+        assert len(done) == 2 and all(isinstance(one.exception(), UnicodeEncodeError) for one in asked)
+        assert await batched.read([(f"{prefix}:h", ["good"])]) == [[None]]
+        await redis.aclose()
 
     run(go())
 

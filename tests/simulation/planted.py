@@ -23,7 +23,7 @@ from codeconvoy.workers.engine.fold_engine import FoldEngine
 from codeconvoy.workers.engine.lanes import Job, Lane, Lanes
 from codeconvoy.workers.engine.offsets import Offsets, encode
 from codeconvoy.workers.engine.pool_engine import PoolEngine
-from codeconvoy.workers.engine.results import Result, Results
+from codeconvoy.workers.engine.results import Fate, Result, Results
 from codeconvoy.workers.engine.state import Write
 from tests.simulation.engine_world import WENT_ON
 from tests.simulation.world import NEVER, Engines
@@ -269,13 +269,13 @@ class CallsAgain(PoolEngine):
 class ForgetfulResults(Results):
     lanes: Lanes
 
-    async def _write(self, results: Sequence[Result], token: GroupToken) -> bool:
-        committed = await super()._write(results, token)
-        if not committed:
+    async def _write(self, results: Sequence[Result], token: GroupToken) -> Fate:
+        fate = await super()._write(results, token)
+        if fate is not Fate.COMMITTED:
             self._forget(results)
             for result in results:
                 self.lanes.add(result.job)
-        return committed
+        return fate
 
 
 class OneHoldsAll(PoolEngine):
@@ -289,14 +289,15 @@ class OneHoldsAll(PoolEngine):
 class AllOrNothing(Results):
     async def _pass(self) -> bool:
         token = await self._token()
-        return token is not None and await self._write(self._waiting, token)
+        return token is not None and await self._write(self._waiting, token) is Fate.COMMITTED
 
 
 class PoolSkipsUnknown(PoolEngine):
     """Goes on over a record that a later version may be able to read."""
 
-    def _stop(self, job: Job, undecodable: Undecodable) -> None:
+    def _stop(self, job: Job, undecodable: Undecodable) -> Sequence[Job]:
         self._results.add(Result(job, ()))
+        return ()
 
 
 class NotCounted(PoolEngine):

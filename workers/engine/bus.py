@@ -162,6 +162,7 @@ class Producer(Protocol):
 
         Raises:
             Aborted: nothing of it took effect; the same may be tried again.
+            Refused: nor will it, as long as one of these records is in it.
             Fenced: nothing of it took effect, and this producer or member is no longer valid.
             TooLarge: an output is over the cap (checked before anything is sent).
         """

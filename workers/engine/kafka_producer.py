@@ -5,7 +5,8 @@ How librdkafka's errors map to what a caller may do:
 - fatal (`_FENCED`: a newer producer has this transactional id): Fenced. The client is of no use any
   more. When it comes from the commit itself, the transaction may have been decided by the successor;
   its offsets on the broker say which, and they are what a restart reads.
-- `txn_requires_abort`: aborted, then Aborted. That holds for a record that the broker refused, for a
+- `txn_requires_abort`: aborted, then Aborted; Refused where it is a record that the broker takes in no
+  transaction (`_REFUSALS`). That holds for records that it could not be given within their time, for a
   transaction that timed out at the broker (`INVALID_PRODUCER_EPOCH`, the abort takes a new epoch) and
   for a stale group token (`ILLEGAL_GENERATION`, `UNKNOWN_MEMBER_ID`, `STALE_MEMBER_EPOCH`): the
   producer is well, the member has to poll, to drop what is not its own any more, and to come again
@@ -23,13 +24,21 @@ from concurrent.futures import ThreadPoolExecutor
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 
-from codeconvoy.schemas.errors import Aborted, BusError
+from codeconvoy.schemas.errors import Aborted, BusError, Refused
 from codeconvoy.workers.engine.bus import Committed, GroupToken, Outgoing, TopicPartition
 from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error, as_offsets, persist
 from codeconvoy.workers.engine.kafka_consumer import MemberToken
 from codeconvoy.workers.engine.limits import check_limits, key_bytes
 
 _ANY_PARTITION = -1
+_REFUSALS = (
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+)
+"""What the broker says of a record that it will never take as it is."""
 _CALL_SECONDS = 5.0
 _RESOLVE_SECONDS = 90.0
 """For so long a broker may be away in the middle of a transaction."""
@@ -43,7 +52,10 @@ class KafkaProducer:
     def __init__(self, settings: Settings, *, embedded: bool) -> None:
         self._settings, self._embedded = settings, embedded
         self._complaints = Complaints()
-        self._producer = Producer({**settings, "error_cb": self._complaints})
+        self._undelivered: set[int] = set()
+        """Why records of this transaction could not be written: what it fails with may say less."""
+        reports: Settings = {"on_delivery": self._on_delivery, "delivery.report.only.error": True}
+        self._producer = Producer({**settings, **reports, "error_cb": self._complaints})
         name = f"kafka-{settings['transactional.id']}"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self.is_closed = False
@@ -118,6 +130,7 @@ class KafkaProducer:
     def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
         if self._broken is not None:
             raise type(self._broken)(str(self._broken))
+        self._undelivered.clear()
         try:
             self._producer.begin_transaction()
             for output in outputs:
@@ -128,16 +141,14 @@ class KafkaProducer:
                     _RESOLVE_SECONDS,
                 )
         except KafkaException as error:
-            self._abort(error.args[0])
-            raise Aborted(error.args[0].str()) from error
+            raise self._abort(error.args[0]) from error
         try:
             # Flushes first; a record that could not be delivered makes it abortable.
             persist(lambda: self._producer.commit_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
         except KafkaException as error:
             if not error.args[0].txn_requires_abort():
                 raise self._give_up(error.args[0]) from error
-            self._abort(error.args[0])
-            raise Aborted(error.args[0].str()) from error
+            raise self._abort(error.args[0]) from error
 
     def _produce(self, output: Outgoing) -> None:
         partition = _ANY_PARTITION if output.partition is None else output.partition
@@ -159,13 +170,20 @@ class KafkaProducer:
         if self._broken is None:
             self._producer.close()
 
-    def _abort(self, cause: KafkaError) -> None:
+    def _abort(self, cause: KafkaError) -> Aborted:
+        """Abort what was begun. The error to raise."""
         if cause.fatal() or cause.code() == KafkaError._FATAL:
             raise self._give_up(cause)
         try:
             persist(lambda: self._producer.abort_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
         except KafkaException as error:
             raise self._give_up(error.args[0]) from error
+        is_refused = cause.code() in _REFUSALS or not self._undelivered.isdisjoint(_REFUSALS)
+        return (Refused if is_refused else Aborted)(cause.str())
+
+    def _on_delivery(self, error: KafkaError | None, message: object) -> None:
+        if error is not None:
+            self._undelivered.add(error.code())
 
     def _give_up(self, problem: KafkaError) -> BusError:
         self._broken = as_bus_error(problem)

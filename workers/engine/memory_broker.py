@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from random import Random
 
-from codeconvoy.schemas.errors import Aborted, BusError, Fenced
+from codeconvoy.schemas.errors import Aborted, BusError, Fenced, Refused
 from codeconvoy.schemas.topics import MAX_MESSAGE_BYTES, murmur2
 from codeconvoy.workers.engine.bus import Committed, Outgoing, Record, TopicPartition
 from codeconvoy.workers.engine.limits import key_bytes
@@ -226,12 +226,14 @@ class MemoryBroker:
         """Append a record, not yet visible.
 
         Raises:
-            Aborted: the topic or partition does not exist, or its limit is exceeded.
+            Refused: it is over the topic's limit.
+            Aborted: the topic or partition does not exist.
         """
         at = self._place(output)
         if at is None:
             self.end(transaction, Outcome.ABORTED, now)
-            raise Aborted(_refusal(output))
+            is_too_large = len(output.value) > self._limits.get(output.topic, len(output.value))
+            raise (Refused if is_too_large else Aborted)(_refusal(output))
         log = self.logs[at]
         if at not in transaction.partitions:
             transaction.partitions.append(at)

@@ -184,6 +184,7 @@ class PoolEngine:
         while not stop.is_set():
             if committer.done():
                 committer.result()
+            self._starter.check()
             records = await consumer.poll(self._limits.batch, self._patience(clock()))
             self._heard(clock())
             self._take_in(records)
@@ -248,8 +249,9 @@ class PoolEngine:
         for number in partitions:
             if assignment := self._assigned.get(number):
                 assignment.is_ending = True
-        self._lanes.clear(partitions)
+        waiting = self._lanes.clear(partitions)
         await self._starter.settle(self._limits.drain_seconds)
+        await self._starter.take_back(waiting)
         running = [lane.task for lane in self._lanes.in_flight(partitions) if lane.task is not None]
         if running:
             await asyncio.wait(running, timeout=self._limits.drain_seconds)
@@ -262,17 +264,19 @@ class PoolEngine:
         if seconds is None:
             for assignment in self._assigned.values():
                 assignment.is_ending = True
-        self._lanes.clear(partitions if seconds is not None else list(self._assigned))
+        waiting = self._lanes.clear(partitions if seconds is not None else list(self._assigned))
         lanes = list(self._lanes.in_flight(partitions if seconds is not None else None))
         cancelled = [lane.running.at for lane in lanes if lane.running is not None]
         running = [lane.task for lane in lanes if lane.task is not None]
         for task in running:
-            task.cancel()
+            if not task.cancelling():  # once more would cut short what it does at its end
+                task.cancel()
         if running:
             await asyncio.wait(running, timeout=seconds)
             # This process lives: nobody need suspect them. (The note of a new owner may go with them;
             # then a task that kills is found one death later.)
             await self._results.strike_out(cancelled)
+        await self._starter.take_back(waiting)
 
     # One turn ---------------------------------------------------------------------------------
 
@@ -312,8 +316,9 @@ class PoolEngine:
             self._try_later(lane, away)
             return
         except Undecodable as undecodable:
-            self._stop(job, undecodable)
+            dropped = self._stop(job, undecodable)
             await self._results.strike_out([job.at])
+            await self._starter.take_back(dropped)
             return
         finally:
             # The slot is free now: what waits for it need not wait for the turn of the loop.
@@ -360,7 +365,9 @@ class PoolEngine:
             return carried([letter], context_in(record.headers))
         except TooLarge as too_large:
             return self._given_up(job, "too_large", str(too_large), 1)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             # A handler's bug must not hold its partition: the record is kept as a dead letter.
             logger.exception("a task failed in an unforeseen way")
             return self._given_up(job, "poison", f"{type(error).__name__}: {error}", 1)
@@ -436,19 +443,22 @@ class PoolEngine:
 
     # Partitions that can't go on ----------------------------------------------------------------
 
-    def _stop(self, job: Job, undecodable: Undecodable) -> None:
-        """Stop visibly: whoever upgrades can read the record, and nothing behind it is lost."""
+    def _stop(self, job: Job, undecodable: Undecodable) -> Sequence[Job]:
+        """Stop visibly: whoever upgrades can read the record, and nothing behind it is lost. Answers what
+        is dropped, to be read again."""
         assignment, record = job.assignment, job.record
         if assignment.is_ending:
-            return
+            return ()
         at = record.offset
         if assignment.stopped_at is not None:
             assignment.offsets.drop(max(at, assignment.stopped_at))
             at = min(at, assignment.stopped_at)
         assignment.stopped_at = at
-        for waiting in self._lanes.clear([record.partition], above=at):
+        dropped = self._lanes.clear([record.partition], above=at)
+        for waiting in dropped:
             assignment.offsets.drop(waiting.record.offset)
         self._stops.add(assignment.at, at, undecodable)
+        return dropped
 
     async def _try_skips(self, consumer: Consumer) -> None:
         """Go on behind records that an operator has skipped."""
@@ -458,3 +468,10 @@ class PoolEngine:
             assignment.offsets.read_again(offset)
             self._results.touch(at.partition)
             await consumer.seek(at, offset + 1)
+
+
+def _is_cancelled() -> bool:
+    """True where the present task was told to end; False where something that it waits for has ended as
+    cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -12,7 +12,6 @@ from typing import TypeVar, cast
 
 from redis.asyncio import Redis
 
-from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.scripts import reached
 
 ReadFields = Callable[[Sequence[str]], Awaitable[Sequence[bytes | None]]]
@@ -50,10 +49,11 @@ class _Answer:
 
     __slots__ = ("future", "left", "parts")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, left: int) -> None:
+        """In so many parts, of which so many are not empty."""
         self.future: asyncio.Future[Sequence[Values]] = asyncio.get_running_loop().create_future()
         self.parts: list[Values] = [()] * size
-        self.left = size
+        self.left = left
 
     def put(self, number: int, values: Values) -> None:
         """One part of it is known."""
@@ -87,10 +87,13 @@ class BatchedReads:
         Raises:
             Unavailable: Redis can't be reached.
         """
-        if not wanted:
-            return ()
-        answer = _Answer(len(wanted))
-        self._asked += [_Asked(key, fields, answer, number) for number, (key, fields) in enumerate(wanted)]
+        left = sum(bool(fields) for _, fields in wanted)
+        if not left:
+            return [()] * len(wanted)
+        answer = _Answer(len(wanted), left)
+        self._asked += [
+            _Asked(key, fields, answer, number) for number, (key, fields) in enumerate(wanted) if fields
+        ]
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
         return await answer.future
@@ -101,10 +104,13 @@ class BatchedReads:
             groups = _groups(asked)
             try:
                 values = await self._request(groups)
-            except Unavailable as away:
+            except BaseException as error:
+                # Whoever waits for an answer is told why there is none.
                 for one in asked:
                     if not one.answer.future.done():
-                        one.answer.future.set_exception(away)
+                        one.answer.future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
                 continue
             for group, found in zip(groups, values, strict=True):
                 position = 0

@@ -1,9 +1,9 @@
 """Reads what tasks have brought, writes it with its offsets in Kafka transactions: the group commit.
 
-Results wait for the next beat and go together. When a group is aborted its results stay here, and
-go again by halves, without a second model call: an output that the broker refuses does not hold the
-others, and is replaced by a dead letter. Where not even offsets go through it is the broker's
-trouble, or a rebalance that the next poll tells of; then all simply go again.
+Results wait for the next beat and go together. When a group is aborted its results stay here, and go
+again without a second model call. Where the broker will never take one of the records, they go by
+halves: it does not hold the others, and is replaced by a dead letter. Any other reason passes (a
+partition without a leader, a rebalance that the next poll tells of): all go again, a while later.
 
 Nothing is awaited between looking at who owns what and handing over the transaction, and the group
 metadata is older than that look: a partition that is taken away later makes the metadata stale, and
@@ -15,8 +15,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
-from codeconvoy.schemas.errors import Aborted, BusError, Fenced, Unavailable
+from codeconvoy.schemas.errors import Aborted, BusError, Fenced, Refused, Unavailable
 from codeconvoy.workers.engine.attempts import Attempts
 from codeconvoy.workers.engine.bus import Consumer, GroupToken, Outgoing, Producer, TopicPartition
 from codeconvoy.workers.engine.lanes import Assignment, Job, Key
@@ -28,8 +29,18 @@ logger = logging.getLogger(__name__)
 TRIES = 10
 """Passes without a single commit before the engine starts anew: some 15 seconds."""
 LONGEST_PAUSE = 2.0
-STRIKES = 3
-"""Times that a result is refused, while others are taken, before it is given up."""
+PASSES = 3
+"""Over what is left of a partition that leaves: a result may be refused, and its dead letter go next."""
+
+
+class Fate(Enum):
+    """What became of a transaction."""
+
+    COMMITTED = auto()
+    ABORTED = auto()
+    """The same may be taken later."""
+    REFUSED = auto()
+    """One of its records never will be."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +81,6 @@ class Results:
         """Resolved when no result of the key waits any more."""
         self._touched: set[int] = set()
         """Partitions whose offset moves, maybe without a result."""
-        self._strikes: dict[tuple[int, int], int] = {}
         self._failures = 0
         """Passes in a row in which nothing could be committed."""
         self._is_over = False
@@ -123,7 +133,7 @@ class Results:
     async def commit_all(self) -> None:
         """Commit what there is, now or never: as a partition leaves. What can't be is done anew by
         its next owner."""
-        for _ in range(STRIKES + 1):
+        for _ in range(PASSES):
             await self.commit()
             if not self._waiting:
                 return
@@ -153,6 +163,8 @@ class Results:
         async with self._turn:
             committer.cancel()
         await asyncio.wait([committer])
+        # Whoever does them again must not take their notes for those of a process that died.
+        await self.strike_out([result.job.at for result in self._waiting])
 
     async def strike_out(self, done: Sequence[tuple[int, int]]) -> None:
         """Forget the starts of these. Where that can't be done, they run apart once for nothing."""
@@ -165,46 +177,34 @@ class Results:
         return self._assigned.get(result.job.record.partition) is result.job.assignment
 
     async def _pass(self) -> bool:
-        """All together; where that is aborted, by halves, down to the one that is refused. True where
-        anything could be committed. A key's later results wait for its earlier one."""
+        """All together; where one is refused, by halves, down to that one. A key's later results wait for
+        its earlier one. False where the broker takes nothing now."""
         groups = deque([self._waiting])
-        refused: list[Result] = []
         behind: set[Key] = set()
-        committed = False
+        went = False
         while groups:
             if (token := await self._token()) is None:
-                return committed
+                return went
             group = [one for one in groups.popleft() if self._is_current(one) and one.key not in behind]
             if not group and groups:
                 continue
-            if await self._write(group, token):
-                committed = True
-                continue
-            # Is it the outputs, or is it the broker?
-            if not committed and not await self._probe():
-                return False
-            committed = True
-            if len(group) == 1:
-                refused += group
-                behind.add(group[0].key)
-            else:
+            fate = await self._write(group, token)
+            if fate is Fate.ABORTED or (fate is Fate.REFUSED and not group):
+                return went
+            went = True
+            if fate is Fate.REFUSED and len(group) > 1:
                 groups.extendleft((group[len(group) // 2 :], group[: len(group) // 2]))
-        for result in refused:
-            self._strike(result)
-        return committed
+            elif fate is Fate.REFUSED:
+                behind.add(group[0].key)
+                self._replace(group[0])
+        return went
 
-    async def _probe(self) -> bool:
-        """A transaction of offsets alone."""
-        token = await self._token()
-        return token is not None and await self._write([], token)
-
-    def _strike(self, result: Result) -> None:
-        strikes = self._strikes[result.job.at] = self._strikes.get(result.job.at, 0) + 1
-        if strikes >= STRIKES:
-            if result.is_letter:
-                raise BusError(f"the broker refuses a dead letter of {result.job.record.topic}")
-            replaced = self._give_up(result, "the broker refuses its outputs")
-            self._waiting = [replaced if one is result else one for one in self._waiting]
+    def _replace(self, refused: Result) -> None:
+        """Put a dead letter in the place of a result."""
+        if refused.is_letter:
+            raise BusError(f"the broker refuses a dead letter of {refused.job.record.topic}")
+        letter = self._give_up(refused, "the broker refuses its outputs")
+        self._waiting = [letter if one is refused else one for one in self._waiting]
 
     async def _token(self) -> GroupToken | None:
         """Fresh group metadata; None where the next poll has to join the group again first."""
@@ -214,8 +214,8 @@ class Results:
         except Fenced:
             return None
 
-    async def _write(self, results: Sequence[Result], token: GroupToken) -> bool:
-        """One transaction; False where it was aborted."""
+    async def _write(self, results: Sequence[Result], token: GroupToken) -> Fate:
+        """One transaction."""
         assert self._producer is not None, "opened"
         done: dict[int, list[int]] = {number: [] for number in self._touched & self._assigned.keys()}
         for result in results:
@@ -232,7 +232,7 @@ class Results:
             logger.warning("a transaction of %s results was aborted: %s", len(results), aborted)
             self._metrics.aborts.inc()
             self._touched |= done.keys()
-            return False
+            return Fate.REFUSED if isinstance(aborted, Refused) else Fate.ABORTED
         except BaseException:
             # Whether it was committed only the group's offsets can tell.
             self._is_over = True
@@ -246,7 +246,7 @@ class Results:
         if results:
             self._metrics.batch.observe(len(results))
         await self.strike_out([result.job.at for result in results])
-        return True
+        return Fate.COMMITTED
 
     def _at(self, number: int) -> TopicPartition:
         return self._assigned[number].at
@@ -261,5 +261,3 @@ class Results:
     def _forget(self, results: Collection[Result]) -> None:
         gone = set(map(id, results))
         self._keep(one for one in self._waiting if id(one) not in gone)
-        for result in results:
-            self._strikes.pop(result.job.at, None)

@@ -54,11 +54,29 @@ class Starter:
         if self._noting is not None and not self._noting.done():
             await asyncio.wait([self._noting], timeout=seconds)
 
+    def check(self) -> None:
+        """Raise what ended the noting, if anything unforeseen did: nothing would begin any more."""
+        if self._noting is not None and self._noting.done():
+            self._noting.result()
+
     async def stop(self) -> None:
         """Begin nothing more."""
         if self._noting is not None:
             self._noting.cancel()
             await asyncio.wait([self._noting])
+            if not self._noting.cancelled():
+                self._noting.result()
+
+    async def take_back(self, jobs: Sequence[Job]) -> None:
+        """These don't begin here: nothing died of those that were noted."""
+        noted = [job for job in jobs if job.is_noted]
+        try:
+            for job in noted:
+                if job.attempt.is_suspect:
+                    await self._attempts.note(job.at, job.attempt)
+            await self._attempts.strike_out([job.at for job in noted if not job.attempt.is_suspect])
+        except Unavailable as away:
+            logger.warning("%s tasks stay noted as begun: %s", len(noted), away)
 
     async def _note_all(self) -> None:
         while self._chosen:
@@ -72,7 +90,7 @@ class Starter:
                 continue
             for lane, job in zip(chosen, jobs, strict=True):
                 self._go(lane, job, found.get(job.at))
-            await self._take_back([job for job in jobs if job.assignment.is_ending])
+            await self.take_back([job for job in jobs if job.assignment.is_ending])
 
     async def _note(self, jobs: Sequence[Job]) -> Mapping[At, Attempt]:
         """Note these starts; the answer is what earlier processes left of them, and is held against them."""
@@ -86,16 +104,6 @@ class Starter:
         for at, attempt in again.items():
             await self._attempts.note(at, attempt)
         return held
-
-    async def _take_back(self, jobs: Sequence[Job]) -> None:
-        """These were noted, and don't begin: nothing died of them."""
-        try:
-            for job in jobs:
-                if job.attempt.is_suspect:
-                    await self._attempts.note(job.at, job.attempt)
-            await self._attempts.strike_out([job.at for job in jobs if not job.attempt.is_suspect])
-        except Unavailable as away:
-            logger.warning("%s tasks stay noted as begun: %s", len(jobs), away)
 
     def _go(self, lane: Lane, job: Job, held: Attempt | None) -> None:
         if job.assignment.is_ending:  # its new owner does it

@@ -66,6 +66,9 @@ SERVICE_ROLES = (GIT_ROLE, RUNNER_ROLE)
 SERVICE_SLOTS = {GIT_ROLE: 4, RUNNER_ROLE: 4}
 COLLECT_AFTER = (50_000, 20, 100)
 """Python's cyclic garbage collector: new objects, and collections of each younger generation."""
+STATES_VERSION = 2
+"""Of the folds' rules and of how their states are laid out. A process takes no state of another version:
+it folds its own from the log, in silence. What Redis holds of others can be deleted."""
 RESTART_SECONDS = (0.5, 10.0)
 """First and longest pause before an engine that lost its place starts anew."""
 
@@ -98,7 +101,7 @@ class Fleet:
 
     def store(self, name: str) -> RedisStore:
         """Where the fold engine of this name keeps its states."""
-        return RedisStore(self.redis, self.redis_prefix, name)
+        return RedisStore(self.redis, self.redis_prefix, f"{name}.{STATES_VERSION}")
 
     def projection(self) -> StoredProjection:
         """The projection, for readers."""

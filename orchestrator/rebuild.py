@@ -7,7 +7,6 @@ is no live state, or it has not reached the end of its log, the rebuilt one take
 """
 
 import uuid
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -18,13 +17,14 @@ from codeconvoy.schemas.errors import Unavailable, Undecodable
 from codeconvoy.workers.engine.bus import Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.engine.fold_consumer import FoldConsumer
+from codeconvoy.workers.engine.kept import Kept
 from codeconvoy.workers.engine.reads import in_parts
 from codeconvoy.workers.engine.state import LIVE, OFFSET, RedisStore, Write
 from codeconvoy.workers.projector import FileProjector, JobProjector
 
 BATCH = 500
-STATES = 4_000
-"""States kept in memory."""
+STATES, STATE_BYTES = 4_000, 2**28
+"""States kept in memory, and about how many bytes of them."""
 ATTEMPTS = 200
 """To switch: the live state moves on between a look at it and the switch."""
 MAX_LISTED = 20
@@ -98,7 +98,7 @@ class _Rebuild(Generic[S]):
         self._shadow: RedisStore = self._live.shadow()
         self._owner = f"rebuild/{uuid.uuid4().hex[:12]}"
         self._position = 0
-        self._states: OrderedDict[str, S] = OrderedDict()
+        self._states = Kept[S](STATES, STATE_BYTES, consumer.weigh)
         """The latest ones; nobody else writes the shadow."""
 
     async def run(self) -> Rebuilt:
@@ -111,30 +111,23 @@ class _Rebuild(Generic[S]):
             await self._shadow.drop(self._number)
             return self._result(compared=False)
         if live.fields[0] is None:
-            return await self._replace(end)
+            await self._fold_to(end)
+            if await self._live.put(self._number):
+                return self._result(compared=False)
+            live = await self._live.load(self._number, [LIVE])  # it has caught up meanwhile
         # The shadow first catches up, so that the live state does not get far ahead of the copy of it.
         await self._fold_to(live.offset)
         there = await self._live.snapshot(self._number)
         await self._fold_to(int(there[OFFSET]))
         differing = _differing(there, await self._shadow.snapshot(self._number))
         for _ in range(ATTEMPTS):
-            ahead = await self._live.switch(self._number)
+            ahead = await self._live.switch(self._number, keep_owner=not differing)
             if ahead is None:
                 return self._result(compared=True, differing=differing)
             await self._fold_to(ahead)
         raise Unavailable(
             "projection", "it moves faster than it can be rebuilt", "Try again when less happens"
         )
-
-    async def _replace(self, end: int) -> Rebuilt:
-        """Put the rebuilt state where none is, or one that is still behind."""
-        await self._fold_to(end)
-        for _ in range(ATTEMPTS):
-            # Whoever folds the old state finds that it is not its own any more, and starts anew.
-            await self._live.drop(self._number)
-            if await self._live.switch(self._number) is None:
-                return self._result(compared=False)
-        raise Unavailable("projection", "it is taken again and again", "Stop all projectors but one")
 
     async def _fold_to(self, end: int) -> None:
         """Have the shadow at this M.
@@ -159,27 +152,28 @@ class _Rebuild(Generic[S]):
         after: dict[str, S] = {}
         for record in batch:
             try:
-                state = after.get(record.key, self._states[record.key])
+                state = after[record.key] if record.key in after else self._state(record.key)
                 after[record.key], _ = self._what.step(state, record, self._now())
             except Undecodable as undecodable:
                 self._check_passed(record, undecodable)
         changes: dict[str, bytes | None] = {LIVE: b"1"}
         for key, state in after.items():
-            changes.update(self._what.dump(key, self._states[key], state))
+            changes.update(self._what.dump(key, self._state(key), state))
         write = Write(self._number, self._position, offset, changes)
         await self._shadow.commit(self._owner, [write])
         self._position = offset
-        self._states.update(after)
-        while len(self._states) > STATES:
-            self._states.popitem(last=False)
+        for key, state in after.items():
+            self._states[self._number, key] = state
+        self._states.shrink()
 
     async def _load(self, keys: Sequence[str]) -> None:
         """Have these states in memory."""
-        missing = [key for key in keys if key not in self._states]
-        for key in keys:
-            if key in self._states:
-                self._states.move_to_end(key)
-        self._states.update(await self._what.load(missing, in_parts(self._read)))
+        missing = [key for key in keys if (self._number, key) not in self._states]
+        for key, state in (await self._what.load(missing, in_parts(self._read))).items():
+            self._states[self._number, key] = state
+
+    def _state(self, key: str) -> S:
+        return self._states[self._number, key]
 
     async def _read(self, fields: Sequence[str]) -> Sequence[bytes | None]:
         return (await self._shadow.load(self._number, fields)).fields

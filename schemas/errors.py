@@ -93,6 +93,10 @@ class PartitionLost(BusError):
     """The stored state of a partition is not this process's own any more: give the partition up."""
 
 
+class TornState(BusError):
+    """The stored fields of a partition do not fit together: somebody else wrote there."""
+
+
 class AgentError(ConvoyError):
     """An agent could not do its task. `retryable` says whether the same task may be tried again."""
 

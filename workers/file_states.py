@@ -18,6 +18,7 @@ from itertools import islice
 
 import msgspec
 
+from codeconvoy.schemas.errors import TornState
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.file_history import Claim, Edit, Entry, FileHistory, Reader
 from codeconvoy.schemas.job_facts import VerdictKind
@@ -35,10 +36,6 @@ ENTRY_BYTES = 500
 _pack = msgspec.msgpack.encode
 
 
-class TornRead(LookupError):
-    """The projector wrote between the two halves of a read."""
-
-
 class _Header(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A history without what is numbered, but for how much there is of it."""
 
@@ -51,8 +48,8 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Numbers from the first to below the second; likewise:"""
     readers: tuple[int, int]
     voided: tuple[int, int]
-    slots: int = 0
-    """Below which those of the entries are; 0 in headers of before any was ever left free."""
+    slots: int
+    """Below which those of the entries are."""
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,11 +196,11 @@ async def load_own(keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHi
     """As `load`, for the one that writes them.
 
     Raises:
-        TornRead: another one does too.
+        TornState: another one does too.
     """
     found = await load(keys, read)
     if torn := [key for key in keys if key not in found]:
-        raise TornRead(torn[0])
+        raise TornState(f"what is stored of {torn[0]!r} does not fit together")
     return found
 
 
@@ -218,7 +215,7 @@ async def load(keys: Sequence[str], read: ReadFields) -> Mapping[str, FileHistor
 
 async def _load(keys: Sequence[str], read: ReadFields) -> dict[str, FileHistory | None]:
     raws = dict(zip(keys, await read([header_field(key) for key in keys]), strict=True))
-    there = {key: (raw, _header_in(raw)) for key, raw in raws.items() if raw is not None}
+    there = {key: (raw, _HEADERS.decode(raw)) for key, raw in raws.items() if raw is not None}
     parts = await _read_numbered({key: header for key, (_, header) in there.items()}, read)
     names = [header_field(key) for key in parts]
     for key, part in parts.items():
@@ -233,11 +230,6 @@ async def _load(keys: Sequence[str], read: ReadFields) -> dict[str, FileHistory 
             edits = {each: _CONTENTS.decode(content).edit for each, content in contents.items() if content}
             found[key] = _history(key, header, part, edits)
     return found
-
-
-def _header_in(raw: bytes) -> _Header:
-    header = _HEADERS.decode(raw)
-    return header if header.slots else msgspec.structs.replace(header, slots=header.entries)
 
 
 @dataclass(frozen=True, slots=True)

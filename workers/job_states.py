@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from codeconvoy.schemas.budget import Ledger
+from codeconvoy.schemas.errors import TornState
 from codeconvoy.schemas.job_facts import (
     Emitted,
     Imported,
@@ -272,7 +273,11 @@ async def load_all(job_ids: Sequence[str], read: ReadFields) -> Mapping[str, Job
 
 
 async def load(job_id: str, read: ReadFields) -> JobState:
-    """A job from its fields, or an empty one."""
+    """A job from its fields, or an empty one.
+
+    Raises:
+        TornState: some are missing.
+    """
     (raw,) = await read([job_field(job_id)])
     if raw is None:
         return JobState(job_id=job_id)
@@ -284,6 +289,8 @@ async def load(job_id: str, read: ReadFields) -> JobState:
         if latest is None:
             return JobState(job_id=job_id)
         if (latest.tasks, latest.units, latest.files) == (header.tasks, header.units, header.files):
+            if None in values[len(_PARTS) :]:
+                raise TornState(f"of job {job_id!r} something is missing")
             return _job(job_id, latest, values)
         header = latest  # there are more by now: all that is asked for at once is of one moment
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import Flaw, PartitionLost, Undecodable
+from codeconvoy.schemas.errors import Flaw, PartitionLost, TornState, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Outgoing, Reader, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import skip_mark
 from codeconvoy.workers.engine.fold_consumer import FoldLimits, Stored
@@ -44,7 +44,10 @@ class Counting:
         return 0
 
     async def load(self, keys: Sequence[str], read: ReadFields) -> Mapping[str, int]:
-        return {key: int(raw or 0) for key, raw in zip(keys, await read(keys), strict=True)}
+        found = await read(keys)
+        if b"torn" in found:
+            raise TornState("it does not fit together")
+        return {key: int(raw or 0) for key, raw in zip(keys, found, strict=True)}
 
     def dump(self, key: str, before: int | None, after: int) -> Mapping[str, bytes | None]:
         return {key: str(after).encode()}
@@ -314,7 +317,7 @@ def test_a_wait_that_is_over_is_told_with_what_began_it_and_each_one_once(
     run(go())
 
 
-@pytest.mark.parametrize("what", ["lost", "older", "somebody else's"])
+@pytest.mark.parametrize("what", ["lost", "older", "somebody else's", "torn"])
 def test_a_state_that_is_not_its_own_is_noticed_before_anything_is_said(
     world: World, what: str, request: pytest.FixtureRequest
 ) -> None:
@@ -329,15 +332,18 @@ def test_a_state_that_is_not_its_own_is_noticed_before_anything_is_said(
                 if what == "lost":
                     await place.lose()
                 else:
-                    owner = "another" if what != "older" else (await place.store.load(0, [])).owner
+                    own = (await place.store.load(0, [])).owner
+                    owner, bent = "another" if what == "somebody else's" else own, {"a": b"1"}
                     at = await place.store.take(0, owner)
-                    await place.store.commit(owner, [Write(0, at, at - (what == "older"), {"a": b"1"})])
+                    if what == "torn":
+                        bent = {"a": b"torn"}
+                    await place.store.commit(owner, [Write(0, at, at - (what == "older"), bent)])
                 await place.send("a/3")
                 await asyncio.wait([running])
                 assert isinstance(running.exception(), PartitionLost)
             assert await place.said() == ["a1", "a2", "b1"]
-            if what != "lost":
-                await place.lose()
+            if what in ("older", "somebody else's"):
+                await place.lose()  # what is torn was given up
             async with place.engine():
                 await place.until_said("a1", "a2", "b1", "a3")
                 await place.until_stored("a", 3)

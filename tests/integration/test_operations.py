@@ -21,11 +21,12 @@ from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.schemas.events import Event, FileImported
 from codeconvoy.schemas.hunks import make_patch
 from codeconvoy.schemas.job_spec import JobSpec
-from codeconvoy.schemas.topics import Topics, file_key
+from codeconvoy.schemas.topics import Topics, file_key, partition_of
+from codeconvoy.workers import file_states
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
 from codeconvoy.workers.engine.memory_bus import MemoryBus
 from codeconvoy.workers.projector import FILES
-from tests.builders import event
+from tests.builders import FileLog, event
 
 CODEC = Codec.create()
 PARTITIONS = 2
@@ -153,6 +154,74 @@ def test_what_differs_is_named_and_is_right_afterwards(run: Run) -> None:
             assert [(each.projection, each.partition, each.fields) for each in differing] == [
                 (FILES, holder, ("f:w:file1.py",))
             ]
+            assert not any(each.differences for each in await rebuilt(fleet))
+
+    run(test)
+
+
+def edits_of_one_file(count: int) -> Sequence[Event]:
+    log = FileLog("a.txt")
+    for number in range(count):
+        log.edit(f"e{number}", f"{number}\n".encode(), *([f"e{number - 1}"] if number else []))
+    return log.events
+
+
+def test_a_projector_does_not_go_on_from_a_memory_that_the_rebuild_has_contradicted(run: Run) -> None:
+    """It has read a history that was bent, and would write what follows from that over what is right."""
+    events, key = edits_of_one_file(9), file_key("w", "a.txt")
+
+    async def test(fleet: Fleet) -> None:
+        async def until_there(count: int) -> None:
+            async def look() -> bool:
+                histories = await fleet.projection().histories("w", ["a.txt"])
+                return list(histories["a.txt"].entries) == [f"e{number}" for number in range(count)]
+
+            await until(look)
+
+        async with projecting(fleet):
+            await append(fleet, events[:5])
+            await until_there(5)
+        store = fleet.store(FILES).key(partition_of(key, PARTITIONS))
+        # As if its oldest event were forgotten, and its slot free.
+        raw = await fleet.redis.hget(store, file_states.header_field(key))
+        assert isinstance(raw, bytes)
+        header = msgspec.msgpack.decode(raw)
+        bent = msgspec.msgpack.encode([header[0] - 1, *header[1:]])
+        await fleet.redis.hset(store, file_states.header_field(key), bent)
+        await fleet.redis.hdel(store, file_states.entry_field(key, 0), file_states.content_field(key, "e0"))
+        async with projecting(fleet):
+            await append(fleet, events[5:6])
+
+            async def heard() -> bool:
+                return "e5" in (await fleet.projection().histories("w", ["a.txt"]))["a.txt"].entries
+
+            await until(heard)
+            assert [each.differences > 0 for each in await rebuilt(fleet)].count(True) == 1
+            for number in range(6, 9):
+                await append(fleet, events[number : number + 1])
+                await until_there(number + 1)
+            assert not any(each.differences for each in await rebuilt(fleet))
+
+    run(test)
+
+
+def test_a_projector_gives_up_a_state_that_does_not_fit_together_and_folds_it_anew(run: Run) -> None:
+    events, key = edits_of_one_file(3), file_key("w", "a.txt")
+
+    async def test(fleet: Fleet) -> None:
+        async with projecting(fleet):
+            await append(fleet, events[:2])
+            await until_projected(fleet, "w", 1)
+        store = fleet.store(FILES).key(partition_of(key, PARTITIONS))
+        await fleet.redis.hdel(store, file_states.entry_field(key, 0))
+        async with projecting(fleet):
+            await append(fleet, events[2:])
+
+            async def healed() -> bool:
+                history = (await fleet.projection().histories("w", ["a.txt"]))["a.txt"]
+                return list(history.entries) == ["e0", "e1", "e2"]
+
+            await until(healed)
             assert not any(each.differences for each in await rebuilt(fleet))
 
     run(test)

@@ -192,19 +192,6 @@ def test_the_stored_state_is_the_state(log: FileLog, batch: int) -> None:
             assert set(history.heads) <= {entry.event_id for entry in edits}
 
 
-@given(file_logs())
-def test_a_state_that_was_stored_before_slots_could_be_free_is_read(log: FileLog) -> None:
-    key = f"{WORKSPACE}:{log.history.path}"
-    stored = dict(file_states.fields_of(log.history, key))
-    name = file_states.header_field(key)
-    stored[name] = msgspec.msgpack.encode(msgspec.msgpack.decode(stored[name])[:-1])
-
-    async def read(names: Sequence[str]) -> list[bytes | None]:
-        return [stored.get(name) for name in names]
-
-    assert asyncio.run(file_states.load([key], read))[key] == log.history
-
-
 # The detector -------------------------------------------------------------------------------------
 
 POLICIES = st.builds(

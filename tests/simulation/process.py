@@ -202,6 +202,11 @@ class SimStore:
             raise lost
         await self._to.after("commit")
 
+    async def discard(self, partition: int, owner: str) -> None:
+        await self._to.before("discard")
+        await self._inner.discard(partition, owner)
+        await self._to.after("discard")
+
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
         await self._to.before("scan")
         found = [item async for item in self._inner.scan(partition, prefix)]

@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
+import msgspec
+
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.errors import Aborted, PartitionLost, Undecodable
+from codeconvoy.schemas.errors import Aborted, PartitionLost, TornState, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Committed, Consumer, Outgoing, Producer, Record, TopicPartition
 from codeconvoy.workers.engine.dead_letter import letter_of
 from codeconvoy.workers.engine.fold_consumer import FoldConsumer, FoldLimits, Stored
@@ -273,7 +275,13 @@ class FoldEngine(Generic[S]):
 
     async def _load_from(self, number: int, keys: Sequence[str]) -> None:
         read = in_parts(partial(self._read, self._partitions[number]))
-        for key, state in (await self._what.load(keys, read)).items():
+        try:
+            states = await self._what.load(keys, read)
+        except (TornState, msgspec.DecodeError) as damage:
+            # The log has it all: what is stored is given up, and folded anew from there.
+            await self._store.discard(number, self._owner)
+            raise PartitionLost(f"partition {number}: {damage}") from damage
+        for key, state in states.items():
             self._states[number, key] = state
 
     async def _read(self, partition: _Partition, fields: Sequence[str]) -> Sequence[bytes | None]:

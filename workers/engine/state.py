@@ -36,15 +36,25 @@ redis.call('HSET', KEYS[1], '@offset', ARGV[3])
 return {}
 """
 
+_DISCARD = "if redis.call('HGET', KEYS[1], '@owner') == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
 _SWITCH = """
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local m = redis.call('HGET', KEYS[1], '@offset') or '0'
   if m ~= (redis.call('HGET', KEYS[2], '@offset') or '0') then return m end
   local owner = redis.call('HGET', KEYS[1], '@owner')
-  if owner then redis.call('HSET', KEYS[2], '@owner', owner) end
+  if owner and ARGV[1] == '1' then redis.call('HSET', KEYS[2], '@owner', owner) end
 end
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[1]) end
 return ''
+"""
+
+_PUT = """
+local m = redis.call('HGET', KEYS[1], '@offset') or '0'
+local ours = redis.call('HGET', KEYS[2], '@offset') or '0'
+if redis.call('HEXISTS', KEYS[1], '@live') == 1 and tonumber(m) > tonumber(ours) then return 0 end
+redis.call('RENAME', KEYS[2], KEYS[1])
+return 1
 """
 
 
@@ -93,6 +103,10 @@ class StateStore(Protocol):
         """
         ...
 
+    async def discard(self, partition: int, owner: str) -> None:
+        """Forget the partition's state, if it is this owner's."""
+        ...
+
     def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
         """All fields whose name starts with the prefix."""
         ...
@@ -106,7 +120,8 @@ class RedisStore:
         self._stem = f"{prefix}:{name}"
         self._reads = BatchedReads(redis)
         self._commit = redis.register_script(_COMMIT)
-        self._switch = redis.register_script(_SWITCH)
+        self._discard = redis.register_script(_DISCARD)
+        self._switch, self._put = redis.register_script(_SWITCH), redis.register_script(_PUT)
 
     def key(self, partition: int, shadow: bool = False) -> str:
         """The Redis key of a partition's hash; a rebuild writes to its shadow, in the same slot."""
@@ -143,6 +158,11 @@ class RedisStore:
         for write, answer in zip(writes, answers, strict=True):
             _check_written(owner, write, answer)
 
+    async def discard(self, partition: int, owner: str) -> None:
+        """See `StateStore`."""
+        with reached():
+            await self._discard(keys=[self.key(partition)], args=[owner])
+
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
         """See `StateStore`."""
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
@@ -166,12 +186,20 @@ class RedisStore:
         with reached():
             await self._redis.delete(self.key(partition))
 
-    async def switch(self, partition: int) -> int | None:
-        """Put the shadow in the place of the hash if both stand at the same M; else the M to reach."""
+    async def switch(self, partition: int, *, keep_owner: bool) -> int | None:
+        """Put the shadow in the place of the hash if both stand at the same M; else the M to reach. The
+        owner of the hash may keep it only where both are equal: it goes on from what it has in memory."""
         keys = [self.key(partition), self.key(partition, shadow=True)]
         with reached():
-            answer = await self._switch(keys=keys, args=[])
+            answer = await self._switch(keys=keys, args=[int(keep_owner)])
         return int(answer) if answer else None
+
+    async def put(self, partition: int) -> bool:
+        """Put the shadow in the place of the hash, unless that is live by now and ahead: readers never see
+        an older state. Whoever folds there finds that it is not its own any more, and starts anew."""
+        keys = [self.key(partition), self.key(partition, shadow=True)]
+        with reached():
+            return bool(await self._put(keys=keys, args=[]))
 
 
 class _ShadowStore(RedisStore):
@@ -247,6 +275,11 @@ class MemoryStore:
                 else:
                     found[name] = value
             found[OFFSET] = str(write.offset).encode()
+
+    async def discard(self, partition: int, owner: str) -> None:
+        """See `StateStore`."""
+        if self._hashes.get(partition, {}).get(OWNER) == owner.encode():
+            del self._hashes[partition]
 
     async def scan(self, partition: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
         """See `StateStore`."""

@@ -166,7 +166,8 @@ class ConflictResolved(
 
 
 class CodeReverted(_Record, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.CodeReverted"):
-    """A file was set back to the content of the event `reverts_to` (empty: to absence)."""
+    """A job's edits were taken out of a file: it is as the event `reverts_to` left it (empty: absent, or as
+    no event did)."""
 
     patch: Patch
     reverts_to: str

@@ -3,8 +3,8 @@
     generate ─▶ review ─▶ test ─▶ run ─▶ done
         ▲          │         ▲      │
         └──────────┴─────────┴──────┘   a rejection, a regression: back with the feedback, a
-                   │                    bounded number of times; then the file is set back
-                   ▼                    (revert) and the unit has failed.
+                   │                    bounded number of times; then the job's edits are taken
+                   ▼                    out of the file (revert) and the unit has failed.
 
 A unit moves only when every task of its stage has ended, all their events are judged, and no
 fork of its files is open. Called by the job fold after each fact that may have been the last.
@@ -206,17 +206,17 @@ def _after_review(step: Step, unit: Unit, states: list[TaskState]) -> None:
     feedback = "review: " + ("; ".join(comments or failed) or "no quorum")
     if failed and all(vote.approved for vote in counted):
         # Nobody found fault with it, so its author could do nothing about it; nor was it approved.
-        _revert(step, unit, unit.path, unit.base, feedback)
+        _revert(step, unit, unit.path, feedback)
     else:
         _back(step, unit, feedback)
 
 
 def _back(step: Step, unit: Unit, feedback: str) -> None:
-    """Back to the agent that wrote last, or, when the rounds are used up, back to the base."""
+    """Back to the agent that wrote last, or, when the rounds are used up, its work is undone."""
     wrote = [step.tasks[task_id] for task_id in unit.authors if step.tasks[task_id].result is not None]
     author = next((state for state in reversed(wrote) if state.events), wrote[-1] if wrote else None)
     if author is None or unit.cycles >= step.spec.max_rounds:
-        _revert(step, unit, unit.path, unit.base, feedback)
+        _revert(step, unit, unit.path, feedback)
         return
     step.send_again(author, feedback, base="")
     step.put_unit(
@@ -226,11 +226,12 @@ def _back(step: Step, unit: Unit, feedback: str) -> None:
     )
 
 
-def _revert(step: Step, unit: Unit, path: str, base: str, reason: str) -> None:
-    """Nothing that was refused stays on the branch: set the file back; its history remains."""
+def _revert(step: Step, unit: Unit, path: str, reason: str) -> None:
+    """Nothing that was refused stays on the branch: the job's edits are taken out of the file, not those of
+    others; its history remains."""
     unit = msgspec.structs.replace(unit, stage=Stage.REVERT, visits=unit.visits + 1, reason=reason)
     task_id = ids.task_id(step.job.job_id, "revert", GIT_ROLE, unit.unit_id, unit.visits)
-    step.send(task_id, GIT_ROLE, path, RevertWork(to=base, reason=reason), unit=unit.unit_id)
+    step.send(task_id, GIT_ROLE, path, RevertWork(reason=reason), unit=unit.unit_id)
     step.put_unit(msgspec.structs.replace(unit, tasks=(task_id,)))
 
 
@@ -332,6 +333,4 @@ def _after_run(step: Step, unit: Unit, states: list[TaskState]) -> None:
         step.send_again(test_task, feedback)
         step.put_unit(msgspec.structs.replace(unit, stage=Stage.TEST, tasks=(unit.tester,), reason=feedback))
     else:
-        assert step.job.imported is not None, "tests run after the import"
-        before = (file.event_id for file in step.job.imported.files if file.path == unit.test_path)
-        _revert(step, unit, unit.test_path, next(before, ""), "tests dropped, they fail on the base too")
+        _revert(step, unit, unit.test_path, "tests dropped, they fail on the base too")

@@ -114,9 +114,8 @@ class CheckWork(_Part, frozen=True, kw_only=True, tag_field="-type", tag="codeco
 
 
 class RevertWork(_Part, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.RevertWork"):
-    """Set `path` back to the content of the event `to` (empty: to absence), on top of the head."""
+    """Take the edits of the job out of `path` again, on top of the head."""
 
-    to: str
     reason: str
 
 

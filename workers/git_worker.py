@@ -25,6 +25,8 @@ from codeconvoy.workers.git.publish import Written, write_branch
 from codeconvoy.workers.git.selection import Selection, SourceFile, content_at, select
 from codeconvoy.workers.git.source import Source, open_source
 from codeconvoy.workers.git.trailers import newest_events
+from codeconvoy.workers.git.undo import undone
+from codeconvoy.workers.resolution.object_store import GaveUp
 
 
 class GitWorker:
@@ -122,11 +124,13 @@ class GitWorker:
 
     async def _revert(self, task: Task, work: RevertWork) -> Sequence[Outgoing]:
         history = (await self._desk.snapshot(task, [task.path]))[task.path]
-        now, then = visible_of(history), version_of(history, work.to)
-        if (now.content, now.executable) == (then.content, then.executable):
-            return self._desk.done(task, (), Worked(summary="already as it was"))
+        now, then = visible_of(history), await asyncio.to_thread(undone, history, task.job_id)
+        if isinstance(then, GaveUp):
+            raise AgentError(then.reason)
+        if then is None or (now.content, now.executable) == (then.content, then.executable):
+            return self._desk.done(task, (), Worked(summary="nothing of this job is in it"))
         patch = make_patch(now.content, then.content, executable=then.executable)
-        payload = CodeReverted(patch=patch, reverts_to=work.to, reason=work.reason[:2000])
+        payload = CodeReverted(patch=patch, reverts_to=then.event_id, reason=work.reason[:2000])
         event = self._desk.event(task, task.path, payload, parents=(now.event_id,) if now.event_id else ())
         return self._desk.done(task, (event,), Worked(events=(emitted(event),), summary="set back"))
 

@@ -347,13 +347,14 @@ def _on_forked(step: Step, fact: FileForked) -> None:
 
 def _on_settled(step: Step, fact: FileSettled) -> None:
     known = step.file(fact.path).conflict
-    if known is None or known.conflict_id != fact.conflict_id:
-        return
-    step.put_conflict(fact.path, None)
-    resolved = step.tally.resolved
-    step.tally = msgspec.structs.replace(
-        step.tally, resolved={**resolved, fact.strategy: resolved.get(fact.strategy, 0) + 1}
-    )
+    if known is not None and known.conflict_id == fact.conflict_id:
+        step.put_conflict(fact.path, None)
+        resolved = step.tally.resolved
+        step.tally = msgspec.structs.replace(
+            step.tally, resolved={**resolved, fact.strategy: resolved.get(fact.strategy, 0) + 1}
+        )
+    elif known is not None:
+        return  # where none is known it was never opened: the fork may be over all the same
     # The verdict on the resolution, from the same record, may have been heard before.
     if fact.offset >= step.file(fact.path).offset:
         step.put_file(

@@ -213,11 +213,11 @@ class Report:
 
     def _claims(self) -> None:
         """Tell the jobs of the heads that a conflict was opened, has moved on, or is over."""
-        claim, was = self.after.claim, self.before.claim
+        claim, payload = self.after.claim, self.event.payload
         if claim is not None and claim.event_id == self.event.event_id:
             self._forked(claim)
-        if was is not None and claim is None and isinstance(self.event.payload, ConflictResolved):
-            self._settled(was, self.event.payload)
+        if isinstance(payload, ConflictResolved) and self.after.heads != self.before.heads:
+            self._settled(payload)
 
     def _forked(self, claim: Claim) -> None:
         loser = loser_of(self.after, claim.heads, claim.strategy)
@@ -239,20 +239,22 @@ class Report:
         )
         self._tell(jobs_at_stake(self.after, claim.heads), payload, claim.conflict_id, claim.attempt)
 
-    def _settled(self, was: Claim, resolved: ConflictResolved) -> None:
+    def _settled(self, resolved: ConflictResolved) -> None:
+        """Heads were joined: also by a resolution that was overtaken, whose conflict was never opened. All
+        who had a part in the fork are told, for this may have ended theirs."""
         at_stake = jobs_at_stake(self.after, self.after.heads)
-        for job_id in sorted(jobs_at_stake(self.before, was.heads)):
+        for job_id in sorted(jobs_at_stake(self.before, self.before.heads)):
             payload = FileSettled(
                 path=self.after.path,
                 head=self.after.visible,
-                conflict_id=was.conflict_id,
+                conflict_id=resolved.conflict_id,
                 strategy=resolved.strategy,
                 # A job whose work all heads hold by now is not told how it goes on.
                 forked=job_id in at_stake,
                 partition=self.record.partition,
                 offset=self.record.offset,
             )
-            self._tell({job_id}, payload, was.conflict_id)
+            self._tell({job_id}, payload, resolved.conflict_id)
 
     def _tell(self, jobs: Iterable[str], payload: FactPayload, *identity: str | int) -> None:
         for job_id in sorted(jobs):

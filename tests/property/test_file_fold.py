@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codeconvoy.schemas import file_fold, file_history
+from codeconvoy.schemas import file_fold, file_history, job_fold
 from codeconvoy.schemas.events import (
     ConflictDetected,
     ConflictResolved,
@@ -22,10 +22,12 @@ from codeconvoy.schemas.events import (
 from codeconvoy.schemas.file_fold import fold
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.hunks import make_patch
-from codeconvoy.schemas.job_facts import FileForked, FileSettled, VerdictKind
+from codeconvoy.schemas.job_facts import FileForked, FileSettled, JobFact, VerdictKind
+from codeconvoy.schemas.job_state import JobState
 from codeconvoy.workers import file_states
 from tests.builders import BASE, WORKSPACE, FileLog, event, executed, read_noted, review, voided
 from tests.detector_loop import DetectorLoop
+from tests.job_world import spec
 
 LIVE = {VerdictKind.ACCEPTED, VerdictKind.FORKED}
 TASKS = ["t1", "t2"]
@@ -285,6 +287,7 @@ def test_every_fork_ends_in_one_head_or_a_wait_with_a_deadline_and_then_in_one_h
     history = loop.history("a.txt")
     assert (len(history.heads), history.claim, history.deferred) == (1, None, ())
     told_of_forks(loop)
+    assert believing_in_a_fork(loop) == set()
     live = {key for key, entry in history.entries.items() if entry.edit is not None}
     assert history.ancestors(history.heads) == live
 
@@ -295,8 +298,8 @@ def told_of_forks(loop: DetectorLoop) -> None:
     for job, word in loop.facts:
         if isinstance(word, FileForked):
             open_for.setdefault(job, set()).add(word.conflict_id)
-        if isinstance(word, FileSettled):
-            open_for[job].remove(word.conflict_id)
+        if isinstance(word, FileSettled):  # maybe of one that was never opened
+            open_for.setdefault(job, set()).discard(word.conflict_id)
     history = loop.history("a.txt")
     claim = history.claim
     at_stake: dict[str, set[str]] = {}
@@ -311,6 +314,17 @@ def told_of_forks(loop: DetectorLoop) -> None:
     }
     known = {conflict for conflicts in open_for.values() for conflict in conflicts}
     assert known == ({claim.conflict_id} if claim is not None else set())
+
+
+def believing_in_a_fork(loop: DetectorLoop) -> set[str]:
+    """The jobs that wait for the file to have one head, by what the fold of their log says."""
+    jobs: dict[str, JobState] = {}
+    for number, (job, word) in enumerate(loop.facts):
+        state = jobs.get(job) or JobState(job_id=job, spec=spec())
+        fact = JobFact(fact_id=f"f{number}", job_id=job, timestamp=0, source="detector", payload=word)
+        jobs[job], _ = job_fold.fold(state, fact)
+    files = {job: state.files["a.txt"] for job, state in jobs.items() if "a.txt" in state.files}
+    return {job for job, file in files.items() if file.forked or file.conflict is not None}
 
 
 def test_an_edit_that_overtakes_the_conflict_does_not_make_the_detector_chase_itself() -> None:

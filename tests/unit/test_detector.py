@@ -8,6 +8,7 @@ from codeconvoy.schemas.events import (
     ConflictResolved,
     ContextStale,
     Event,
+    FileImported,
     Policy,
     Read,
     ReadNoted,
@@ -73,6 +74,27 @@ def test_a_fork_that_git_can_merge_is_resolved_in_the_same_transaction() -> None
     assert edit.content == b"A\n\ntwo\n\nthree\n\nB\n"
     assert [job for job, _ in told(loop, FileForked)] == [job for job, _ in told(loop, FileSettled)]
     assert [job for job, _ in told(loop, FileForked)] == ["j1", "j2"]
+
+
+def test_a_job_whose_fork_an_overtaken_resolution_has_joined_is_told_that_it_is_over() -> None:
+    log, loop = FileLog(), DetectorLoop()
+
+    def imported(name: str, content: bytes, job: str, *parents: str) -> Event:
+        return log.make(name, content, *parents, kind=FileImported, role="git", job=job)
+
+    loop.append(imported("base", BASE, "j0"))
+    loop.append(log.make("x", changed(0, b"X\n"), "base", job="jx"))
+    loop.append(log.make("y", changed(2, b"Y\n"), "base", job="jy"))
+    loop.append(imported("j", changed(4, b"J\n"), "j", "base"))
+    loop.fold(4)
+    loop.fold(2)  # x and y are joined, and that and j are about to be
+    assert [each.payload.__class__ for each in loop.log[-2:]] == [ConflictDetected, ConflictResolved]
+    loop.log.insert(len(loop.log) - 2, imported("k", changed(6, b"K\n"), "k", "j"))
+    loop.fold()
+    assert not loop.history("a.txt").forked
+    words = [word for job, word in loop.facts if job == "j"]
+    assert isinstance(words[0], EventJudged) and words[0].verdict is VerdictKind.FORKED
+    assert isinstance(words[-1], FileSettled) and not words[-1].forked
 
 
 def test_a_fork_with_overlapping_lines_claims_the_file_for_the_later_author() -> None:

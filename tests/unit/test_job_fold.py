@@ -130,8 +130,6 @@ def test_a_task_is_done_only_when_its_word_and_all_verdicts_are_there() -> None:
     world.say(world.verdict(task, events[1], VerdictKind.FORKED, ("x", "b.py")))
     assert world.state.tasks[task.task_id].status is TaskStatus.DONE
     assert world.doing() == [], "a fork of its files is open"
-    world.settles("b.py", "merge")
-    assert world.doing() == [], "it was told of no such conflict"
     world.forks("b.py", "", conflict="c")
     world.settles("b.py", "merge", conflict="c")
     assert world.doing() == ["ReviewWork"]
@@ -175,6 +173,19 @@ def test_some_units_done_and_others_not_is_partial() -> None:
     world.votes()
     world.publishes()
     world.ended(JobStatus.PARTIAL, "1 of 2 units done; a.py: review")
+
+
+def test_a_fork_that_was_joined_without_an_open_conflict_is_over() -> None:
+    """The detector's resolution was overtaken, and joined the file's heads all the same."""
+    world = JobWorld(spec(pipeline=EDITS_ONLY))
+    world.imports("a.py")
+    world.writes(world.one(EditWork), kind=VerdictKind.FORKED, heads=("theirs", "ours"))
+    assert world.stages == {"a.py": "generate"}, "two heads"
+    world.settles("a.py", "merge", conflict="one that this job was not told of")
+    assert world.stages == {"a.py": "done"}
+    assert world.state.tally.resolved == {}
+    world.publishes()
+    world.ended(JobStatus.SUCCEEDED)
 
 
 def test_a_revert_that_can_not_be_done_says_so() -> None:

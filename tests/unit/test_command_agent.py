@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -139,9 +140,42 @@ def test_each_kind_of_answer() -> None:
     assert isinstance(same, Edits) and same.files == ()
     vote = work(saying({"approved": False, "comments": ["slow"]}), contexts.review())
     assert vote == Vote(False, ("slow",))
+    assert work(saying({"approved": True}), contexts.review()) == Vote(True)
     tasks = [{"role": "generator", "path": "b.py", "goal": "g"}]
     plan = work(saying({"tasks": tasks}), contexts.plan())
     assert isinstance(plan, Plan) and plan.tasks[0].path == "b.py"
+
+
+def test_a_single_comment_is_a_list_of_one() -> None:
+    slow = work(saying({"approved": False, "comments": "slow"}), contexts.review())
+    assert slow == Vote(False, ("slow",))
+    assert work(saying({"approved": True, "comments": " "}), contexts.review()) == Vote(True)
+    with pytest.raises(AgentError, match="comments"):
+        work(saying({"approved": True, "comments": {"a.py": "slow"}}), contexts.review())
+
+
+DOCUMENTED: dict[str, list[Context]] = {
+    "edits": [contexts.edit()],
+    "text": [contexts.edit()],
+    "regions": [contexts.merging()],
+    "approved": [contexts.review()],
+    "tasks": [contexts.plan()],
+    "error": [contexts.edit(), contexts.review(), contexts.plan()],
+}
+
+
+def test_the_documented_answers_are_answers() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+    [block] = [one for one in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if '"regions"' in one]
+    examples = [json.loads(line) for line in block.splitlines() if line.startswith("{")]
+    assert [next(iter(one)) for one in examples] == list(DOCUMENTED)
+    for example in examples:
+        for context in DOCUMENTED[next(iter(example))]:
+            if "error" in example:
+                with pytest.raises(AgentError, match=example["error"]):
+                    work(saying(example), context)
+            else:
+                work(saying(example), context)
 
 
 @pytest.mark.parametrize(

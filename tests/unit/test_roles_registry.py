@@ -15,7 +15,7 @@ from codeconvoy.workers.llm.command import CommandAgent
 from codeconvoy.workers.llm.failover import FailoverAgent
 from codeconvoy.workers.llm.provider import Credentials, Provider
 from codeconvoy.workers.roles import agents, registry
-from codeconvoy.workers.roles.agents import make_agent
+from codeconvoy.workers.roles.agents import check_declared, make_agent
 from codeconvoy.workers.roles.registry import load_roles
 from codeconvoy.workers.roles.role import Agent, Answer, Context, NextProvider, Role, RoleKind
 
@@ -47,6 +47,7 @@ def fails() -> Role:
 
 
 A_ROLE = plain_role()
+A_TAKEN_NAME = replace(A_ROLE, name="git")
 NO_ROLE = "docs"
 
 
@@ -167,6 +168,7 @@ def test_a_role_that_gets_another_provider_loses_its_next_ones() -> None:
         (NextProvider("anthropic", "m", {"key": "team"}), "roles.r.next[0].provider", "no key 'team'"),
         (NextProvider("anthropic", "m", {"seed": "1"}), "roles.r.next[0].options.seed", "no option"),
         (NextProvider("openai", "m"), "roles.r.next[0]", "asked before"),
+        (NextProvider("codemod", "", {"rules": "tester"}), "roles.r.next[0].options.rules", "of kind edit"),
     ],
 )
 def test_a_next_provider_that_can_not_be_used_is_told_at_start(
@@ -206,6 +208,12 @@ def test_an_override_keeps_what_it_does_not_name(file: Callable[[str], Path]) ->
         ("[rules.x]\n", "roles.toml", "unknown field `rules`"),
         ('[roles.docs]\nkind = "edit"\nmodle = "m"\n', "roles.docs", "unknown field `modle`"),
         ('[roles.docs]\nkind = "editor"\n', "roles.docs.kind", "'editor'"),
+        ('[roles.git]\nkind = "edit"\n', "roles.git", "a name of convoy's own"),
+        ('[roles.runner]\nkind = "test"\n', "roles.runner", "a name of convoy's own"),
+        ('[roles.orchestrator]\nkind = "plan"\n', "roles.orchestrator", "a name of convoy's own"),
+        ('[roles.projector]\nkind = "edit"\n', "roles.projector", "a name of convoy's own"),
+        ('[roles.detector]\nkind = "merge"\n', "roles.detector", "a name of convoy's own"),
+        ('[roles.human]\nkind = "review"\n', "roles.human", "a name of convoy's own"),
         ('[roles.docs]\nmodel = "m"\n', "roles.docs.kind", "needs a kind"),
         ('[roles.generator]\nkind = "review"\n', "roles.generator.kind", "of kind edit"),
         ("[roles.generator]\nconcurrency = 0\n", "roles.generator.concurrency", "0 is not between"),
@@ -234,6 +242,50 @@ def test_a_bad_file_is_told_by_field(
     with pytest.raises(BadInput) as caught:
         load_roles(file(content))
     assert field in caught.value.field and reason in caught.value.reason and caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", ['"edt"', "3"])
+def test_a_bad_kind_is_told_with_the_kinds(file: Callable[[str], Path], kind: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        load_roles(file(f"[roles.docs]\nkind = {kind}\n"))
+    assert caught.value.field == "roles.docs.kind"
+    assert caught.value.remedy == "Use one of: edit, review, test, merge, plan"
+
+
+COMMAND = '[roles.docs]\nkind = "edit"\nprovider = "command"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        (COMMAND + 'options = { argv = "python3 -c 1" }\n', "roles.docs.options.argv"),
+        (COMMAND + "options = { argv = true }\n", "roles.docs.options.argv"),
+        (COMMAND + 'options = { argv = "it\'s" }\n', "roles.docs.options.argv"),
+        (
+            '[defaults]\nprovider = "command"\n[roles.generator]\noptions = { argv = "python3 -c 1" }\n',
+            "roles.generator.options.argv",
+        ),
+        (
+            COMMAND + '[[roles.docs.next]]\nprovider = "command"\noptions = { argv = "python3 -c 1" }\n',
+            "roles.docs.next[0].options.argv",
+        ),
+    ],
+)
+def test_a_program_is_given_as_a_list(file: Callable[[str], Path], content: str, field: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        load_roles(file(content))
+    assert caught.value.field == field and "not a list" in caught.value.reason
+    split = '["python3", "-c", "1"]' if "python3" in content else '["my-agent", "--json"]'
+    assert caught.value.remedy == f"Write argv = {split}"
+
+
+def test_options_of_a_package_s_provider_are_its_own(
+    file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, providers="MyAgent")
+    entry = '[roles.docs]\nkind = "edit"\nprovider = "mine"\noptions = { argv = "a b", foo = 1 }\n'
+    agent = make_agent(load_roles(file(entry))["docs"], {})
+    assert isinstance(agent, MyAgent) and agent.role.options == {"argv": "a b", "foo": "1"}
 
 
 def test_no_file() -> None:
@@ -266,12 +318,30 @@ def role(provider: str, model: str = "m", **options: str) -> Role:
         (role("command", argv="no-such-program-here"), "roles.r.options.argv", "there is no program"),
         (role("command", argv="sh", rules="x"), "roles.r.options.rules", "no option"),
         (role("codemod", rules="none"), "roles.r.options.rules", "not a rule set"),
+        (role("codemod", rules="ruff:UP", foo="1"), "roles.r.options.foo", "no option"),
+        (role("codemod", rules="ruff:ZZZZ"), "roles.r.options.rules", "does not take 'ZZZZ'"),
     ],
 )
 def test_a_role_that_can_not_be_done_is_told_at_start(made: Role, field: str, reason: str) -> None:
     with pytest.raises(BadInput) as caught:
         make_agent(made, KEYS)
     assert caught.value.field == field and reason in caught.value.reason and caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("made", "field"),
+    [
+        (role("command", argv="sh", rules="x"), "roles.r.options.rules"),
+        (role("codemod", rules="none"), "roles.r.options.rules"),
+        (role("codemod", rules="ruff:UP", target_version="py2"), "roles.r.options.target_version"),
+    ],
+)
+def test_who_submits_a_job_is_told_of_bad_options_too(made: Role, field: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        check_declared(made, KEYS)
+    assert caught.value.field == field
+    check_declared(role("codemod", rules="ruff:UP"), KEYS)
+    check_declared(role("command", argv="sh"), KEYS)
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
@@ -301,7 +371,13 @@ def test_roles_of_installed_packages(monkeypatch: pytest.MonkeyPatch, attribute:
 
 
 @pytest.mark.parametrize(
-    ("attribute", "reason"), [("NO_ROLE", "not Role"), ("missing", "it fails"), ("fails", "it fails")]
+    ("attribute", "reason"),
+    [
+        ("NO_ROLE", "not Role"),
+        ("missing", "it fails"),
+        ("fails", "it fails"),
+        ("A_TAKEN_NAME", "'git' is a name"),
+    ],
 )
 def test_a_package_whose_roles_fail_is_named(
     monkeypatch: pytest.MonkeyPatch, attribute: str, reason: str

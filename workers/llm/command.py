@@ -64,7 +64,8 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For merge: each region."""
     approved: bool | None = None
     """For review."""
-    comments: tuple[str, ...] = ()
+    comments: tuple[str, ...] | str = ()
+    """Besides `approved`. One text is taken for a list of it: nothing else can be meant."""
     tasks: tuple[TaskSpec, ...] | None = None
     """For plan."""
     summary: str = ""
@@ -131,7 +132,7 @@ class CommandAgent:
         if said.regions is not None and context.merge is not None:
             return merged(context.task.path, context.merge.partial, _filling(said))
         if said.approved is not None:
-            return Vote(said.approved, said.comments), ()
+            return Vote(said.approved, _comments(said)), ()
         if said.tasks is not None:
             return Plan(said.tasks), ()
         if said.edits is not None:
@@ -160,6 +161,13 @@ class CommandAgent:
 
     async def close(self) -> None:
         """Nothing is held between calls."""
+
+
+def _comments(said: Output) -> tuple[str, ...]:
+    """What a program says of its vote; an empty text is no comment."""
+    if isinstance(said.comments, str):
+        return (said.comments,) if said.comments.strip() else ()
+    return said.comments
 
 
 def _filling(said: Output) -> Filling:

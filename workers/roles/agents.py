@@ -22,6 +22,7 @@ from codeconvoy.workers.llm.prices import check_prices
 from codeconvoy.workers.llm.prompts import Prompt
 from codeconvoy.workers.llm.provider import IDLE_SECONDS, Credentials, Knowing, Provider, server_of
 from codeconvoy.workers.roles.codemod.agents import make_agent as codemod_agent
+from codeconvoy.workers.roles.codemod_check import check_codemod
 from codeconvoy.workers.roles.role import Agent, Role
 from codeconvoy.workers.roles.validators import Validator
 
@@ -93,7 +94,10 @@ def check_declared(role: Role, credentials: Credentials) -> None:
                 case "anthropic":
                     _key(one, credentials, _MODEL_OPTIONS)
                 case "command":
+                    _check_options(one, _COMMAND_OPTIONS)
                     _argv(one)
+                case "codemod":
+                    _codemod(one)
                 case "":
                     _installed(one, credentials)
 
@@ -130,7 +134,7 @@ def _agent(
     """The agent of a role's one provider."""
     match role.provider:
         case "codemod":
-            return codemod_agent(role)
+            return _codemod(role)
         case "openai" | "anthropic":
             make = _openai if role.provider == "openai" else _anthropic
             wrapped, validators = wrap(role, make(role, credentials)), _validators(role)
@@ -183,6 +187,10 @@ _COMMAND_OPTIONS: Mapping[str, tuple[str, str]] = {
     "keep_definitions": _FLAG,
     "validators": _TEXT,
 }
+_CODEMOD_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "rules": (r".*", ""),  # The agent and ruff know better.
+    "target_version": (r"[\w.]+", "Write it as ruff does, such as py39"),
+}
 
 
 def _check_options(role: Role, known: Mapping[str, tuple[str, str]]) -> None:
@@ -191,11 +199,21 @@ def _check_options(role: Role, known: Mapping[str, tuple[str, str]]) -> None:
         if name not in known:
             options = ", ".join(sorted(known))
             raise BadInput(
-                field, f"no option of the provider {role.provider!r}", f"Its options are: {options}"
+                field,
+                f"{name!r} is no option of the provider {role.provider!r}",
+                f"Its options are: {options}",
             )
         pattern, remedy = known[name]
         if not re.fullmatch(pattern, value, re.DOTALL):
             raise BadInput(field, f"{value!r} can't be used", remedy)
+
+
+def _codemod(role: Role) -> Agent:
+    """The rule-based agent of a role, once its rules and other options are ones that ruff knows."""
+    _check_options(role, _CODEMOD_OPTIONS)
+    agent = codemod_agent(role)
+    check_codemod(role)
+    return agent
 
 
 def _openai(role: Role, credentials: Credentials) -> "OpenAIProvider":

@@ -23,6 +23,7 @@ The models' roles that ship name neither provider nor model: which one is paid f
 choose, and names of models do not last.
 """
 
+import json
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -34,7 +35,9 @@ from typing import TypeVar
 import msgspec
 
 from codeconvoy.schemas.errors import BadInput
+from codeconvoy.schemas.job_state import GIT_ROLE, RUNNER_ROLE
 from codeconvoy.schemas.topics import check_role
+from codeconvoy.workers.conflicts import BY_HAND, DETECTOR
 from codeconvoy.workers.llm.prompts import DEFAULT_PROMPTS
 from codeconvoy.workers.roles.codemod import roles as codemod
 from codeconvoy.workers.roles.role import NextProvider, Role, RoleKind
@@ -45,6 +48,9 @@ MAX_FILE_BYTES = 1024 * 1024
 MAX_CONCURRENCY = 1_000
 MAX_NEXT = 8
 """Further providers of one role."""
+TAKEN = frozenset({GIT_ROLE, RUNNER_ROLE, "orchestrator", "projector", DETECTOR, BY_HAND})
+"""Names that no role can have: queues, logs and events would mix up its work with that of a process of
+ours, or of a person."""
 
 Options = dict[str, str | bool | int | float | list[str]]
 
@@ -133,9 +139,12 @@ def load_roles(toml: Path | None = None) -> Mapping[str, Role]:
     defaults = _table(file.defaults, _Defaults, "defaults")
     further = _next(defaults.next, "defaults")
     alone = {name for name, entry in entries.items() if entry.next is not None}
-    return {
+    done = {
         name: _with_defaults(role, defaults, () if name in alone else further) for name, role in roles.items()
     }
+    for name, entry in entries.items():
+        _check_argv(done[name].provider, entry.options, f"roles.{name}")
+    return done
 
 
 def _table(content: object, shape: type[T], field: str) -> T:
@@ -145,13 +154,24 @@ def _table(content: object, shape: type[T], field: str) -> T:
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         known = ", ".join(one.name for one in msgspec.structs.fields(shape))
-        raise BadInput(f"{field}{place.rstrip('`')}", reason, f"The fields here are: {known}") from error
+        remedy = (
+            f"Use one of: {', '.join(RoleKind)}" if place == ".kind`" else f"The fields here are: {known}"
+        )
+        raise BadInput(f"{field}{place.rstrip('`')}", reason, remedy) from error
+
+
+def _check_name(name: str, field: str) -> None:
+    """See that a role can have this name."""
+    check_role(name)
+    if name in TAKEN:
+        remedy = f"Choose another name than {', '.join(sorted(TAKEN))}"
+        raise BadInput(field, f"{name!r} is a name of convoy's own", remedy)
 
 
 def _role(name: str, entry: _RoleEntry, former: Role | None, directory: Path) -> Role:
     """The role that an entry makes, of nothing or of the role that had this name."""
     field = f"roles.{name}"
-    check_role(name)
+    _check_name(name, field)
     if former is None:
         if entry.kind is None:
             kinds = ", ".join(RoleKind)
@@ -195,7 +215,25 @@ def _next(entries: tuple[_NextEntry, ...], field: str) -> tuple[NextProvider, ..
     """The further providers that a table names."""
     if len(entries) > MAX_NEXT:
         raise BadInput(f"{field}.next", f"{len(entries)} are more than {MAX_NEXT}", "Name fewer")
+    for i, entry in enumerate(entries):
+        _check_argv(entry.provider, entry.options, f"{field}.next[{i}]")
     return tuple(NextProvider(e.provider, e.model, _options(e.options)) for e in entries)
+
+
+def _check_argv(provider: str, options: Options, field: str) -> None:
+    """See that a program's `argv` is a list: once options are texts, nobody can tell any more.
+
+    A package's provider may have an option of this name that is something else.
+    """
+    given = options.get("argv", [])
+    if provider != "command" or isinstance(given, list):
+        return
+    try:
+        words = shlex.split(given) if isinstance(given, str) else []
+    except ValueError:
+        words = []
+    example = json.dumps(words or ["my-agent", "--json"], ensure_ascii=False)
+    raise BadInput(f"{field}.options.argv", f"{given!r} is not a list of strings", f"Write argv = {example}")
 
 
 def _options(given: Options) -> dict[str, str]:
@@ -236,7 +274,7 @@ def _installed_roles() -> Iterable[Role]:
         for role in found:
             if not isinstance(role, Role):
                 raise BadInput(field, f"it gives {type(role).__name__}, not Role", "Give Role objects")
-            check_role(role.name)
+            _check_name(role.name, field)
             yield role
 
 

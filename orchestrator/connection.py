@@ -27,6 +27,7 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BadInput, ConvoyError, Unavailable
 from codeconvoy.schemas.registry import ConfluentRegistry
 from codeconvoy.schemas.topics import Topics
+from codeconvoy.workers.engine.bus import Bus
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
 from codeconvoy.workers.llm.kept import Keep
 from codeconvoy.workers.llm.provider import Credentials
@@ -235,6 +236,32 @@ async def check_redis(redis: Redis) -> None:
 def redis_unavailable(error: Exception) -> Unavailable:
     """What to tell when Redis failed."""
     return Unavailable("Redis", str(error) or type(error).__name__, "Check CONVOY_REDIS and that it runs")
+
+
+async def check_partitions(bus: Bus, topics: Topics) -> None:
+    """See that the logs have as many partitions as the settings say: with another count a file or a job is
+    looked for where it is not, and found to be absent. Topics that do not exist yet are no fault.
+
+    Raises:
+        BadInput: a topic has another count.
+        Unavailable: the broker can't be reached.
+    """
+    counts = await bus.partition_counts((topics.events, topics.jobs, topics.dead_letters))
+    if (wrong := wrong_partitions(topics, counts)) is not None:
+        raise wrong
+
+
+def wrong_partitions(topics: Topics, counts: Mapping[str, int]) -> BadInput | None:
+    """What to tell where a topic has another partition count than the settings say, as
+    `Fleet.prepare` does."""
+    for name, count in counts.items():
+        if count != topics.partitions:
+            return BadInput(
+                "partitions",
+                f"topic {name} has {count} partitions, the settings say {topics.partitions}",
+                f"Set CONVOY_PARTITIONS={count}, or use another CONVOY_PREFIX",
+            )
+    return None
 
 
 @asynccontextmanager

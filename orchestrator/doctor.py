@@ -26,6 +26,7 @@ from codeconvoy.orchestrator.connection import (
     open_redis,
     redactor_of,
     roles_of,
+    wrong_partitions,
 )
 from codeconvoy.orchestrator.findings import Finding, Grade, bad, good
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES
@@ -102,12 +103,8 @@ async def _bus(client: Mapping[str, str], *, embedded: bool) -> AsyncIterator[Ka
 
 
 def _topics(topics: Topics, wanted: tuple[str, ...], counts: Mapping[str, int]) -> Finding:
-    if wrong := {name: count for name, count in counts.items() if count != topics.partitions}:
-        name, count = next(iter(wrong.items()))
-        says = f"{name} has {count} partitions, the settings say {topics.partitions}"
-        return Finding(
-            "topics", Grade.BAD, says, f"Set CONVOY_PARTITIONS={count}, or use another CONVOY_PREFIX"
-        )
+    if (wrong := wrong_partitions(topics, counts)) is not None:
+        return bad("topics", wrong)
     if missing := [name for name in wanted if name not in counts]:
         remedy = "The first process that starts makes them"
         return Finding("topics", Grade.NOTE, f"not there yet: {', '.join(missing)}", remedy)

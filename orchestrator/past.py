@@ -104,6 +104,22 @@ def parse_at(text: str) -> At:
         ) from None
 
 
+def check_reached(at: At, end: int) -> None:
+    """See that a moment that is given as an offset is on the log: one beyond it would be shown as the
+    present, and be another one tomorrow.
+
+    Args:
+        at: the moment.
+        end: the offset after the last one of the file's partition; 0: nothing is there.
+
+    Raises:
+        BadInput: the log does not reach so far.
+    """
+    if at.offset is not None and 0 < end <= at.offset:
+        reason = f"offset {at.offset} is not there yet: the last one of the file's partition is {end - 1}"
+        raise BadInput("--at", reason, "Give an offset up to that one, or leave --at out for the present")
+
+
 async def past_of(
     events: AsyncIterable[tuple[Record, Event]], workspace: str, path: str, at: At | None = None
 ) -> FilePast:

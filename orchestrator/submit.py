@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pygit2
 from opentelemetry.trace import SpanKind
 
 from codeconvoy.orchestrator.fleet import Fleet
@@ -30,13 +31,17 @@ from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.job_step import Step
 from codeconvoy.schemas.topics import MAX_TASKS_PER_JOB
 from codeconvoy.workers.engine.bus import Outgoing
+from codeconvoy.workers.git import trailers
+from codeconvoy.workers.git.publish import check_movable, checked_out
 from codeconvoy.workers.git.selection import Selection, Skipped, select
-from codeconvoy.workers.git.source import open_source
+from codeconvoy.workers.git.source import Local, Source, locate, open_source
 from codeconvoy.workers.roles.role import Role
 
 SOURCE = "client"
 ATTEMPTS = 3
 """Of one transaction."""
+OWN_BRANCH = "convoy/…"
+"""Of a job that names none: it ends with the job's id, which is not there before the job is submitted."""
 _PATHS = re.compile(r"paths\[(\d+)\]\Z")
 
 
@@ -64,7 +69,9 @@ def preview(path: Path, roles: Mapping[str, Role], cache: Path) -> Preview:
     """
     spec = complete(load(path))
     check(spec, roles)
-    source = open_source(spec.repository, spec.ref, cache)
+    source = _open(spec, cache)
+    if isinstance(source.location, Local):
+        check_free(source, spec.branch)
     selection = _select(spec, lambda paths: select(source, spec.files, spec.exclude, paths))
     tasks = () if spec.planner else _tasks(spec, selection, source.commit)
     if not tasks and not spec.planner:
@@ -74,6 +81,84 @@ def preview(path: Path, roles: Mapping[str, Role], cache: Path) -> Preview:
         raise BadInput("files", reason, "Narrow the globs, or make several jobs of it")
     files = tuple(file.path for file in selection.files)
     return Preview(spec, source.commit, files, selection.absent, selection.skipped, tasks)
+
+
+def _open(spec: JobSpec, cache: Path) -> Source:
+    """The job's repository; a local one that can't be opened is refused with what can be done about it."""
+    try:
+        return open_source(spec.repository, spec.ref, cache)
+    except BadInput as bad:
+        location = locate(spec.repository)
+        if bad.field != "repository" or not isinstance(location, Local):
+            raise
+        if (more := _unopened(location.path, bad.reason)) is not None:
+            raise more from bad
+        raise
+
+
+def _unopened(path: Path, reason: str) -> BadInput | None:
+    """Why a path is not taken for a repository, where more can be told than the reason that was given."""
+    try:
+        inside = pygit2.discover_repository(str(path))
+        if inside is None:
+            return None
+        around = pygit2.Repository(inside)
+    except pygit2.GitError as error:
+        if "object format" not in str(error):
+            return None
+        said = f"the repository at {path} has SHA-256 objects, which are not supported yet"
+        return BadInput("repository", said, "Use one with SHA-1 objects, which are git's default")
+    except (KeyError, ValueError):
+        return None
+    root = Path(around.workdir or around.path)
+    return BadInput("repository", reason, f"Name the root of the repository around it ({root})")
+
+
+def check_free(source: Source, branch: str) -> None:
+    """See that the result of a job can be put on its branch, as far as that can be told before it is there:
+    whoever publishes it would refuse in the same words, after all the work is paid for.
+
+    Args:
+        source: a local repository, at the commit that the job starts from.
+        branch: the one that the job names; empty: one of ours is made, named after the job.
+
+    Raises:
+        BadInput: it is checked out, has commits of others, or can't be beside another one.
+    """
+    repo, name = source.repo, branch or OWN_BRANCH
+    full = f"refs/heads/{name}"
+    try:
+        current = repo.references.get(full)
+        if (beside := _in_the_way(repo, full)) is not None:
+            reason = (
+                f"{name!r} can't be written: {beside!r} is there, and one would be a directory of the other"
+            )
+            raise BadInput("branch", reason, "Choose another branch")
+        if current is None:
+            if not repo.is_bare and repo.head_is_unborn and repo.lookup_reference("HEAD").target == full:
+                raise checked_out(name)
+            return
+        found = repo.lookup_branch(name)
+        if found is not None and not repo.is_bare and found.is_checked_out():
+            raise checked_out(name)
+        # An earlier job's commits are not in the way where this one builds on its edits, which nobody knows
+        # yet: all that are ours are taken for such.
+        target = str(current.resolve().target)
+        beyond = [
+            trailers.of_commit(commit) for commit in trailers.commits_between(repo, source.commit, target)
+        ]
+        ours = frozenset[str]().union(*(each.edits for each in beyond if each is not None))
+        check_movable(repo, name, source.commit, target, source.commit, ours)
+    except (pygit2.GitError, KeyError, ValueError, OSError) as error:
+        raise BadInput("branch", f"{name!r} can't be written: {error}", "Choose another branch") from error
+
+
+def _in_the_way(repo: pygit2.Repository, full: str) -> str | None:
+    """A branch that can't be there together with one of this name: git keeps them as files in directories."""
+    for other in repo.references:
+        if other.startswith(f"{full}/") or full.startswith(f"{other}/"):
+            return other.removeprefix("refs/heads/")
+    return None
 
 
 def _select(spec: JobSpec, choose: Callable[[Sequence[str]], Selection]) -> Selection:

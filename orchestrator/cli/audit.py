@@ -18,7 +18,7 @@ from codeconvoy.orchestrator.cli.common import (
     with_fleet,
 )
 from codeconvoy.orchestrator.cli.inspect import PANEL
-from codeconvoy.orchestrator.cli.jobs import ID_LENGTH, find_job
+from codeconvoy.orchestrator.cli.jobs import ID_LENGTH, find_job, given_job
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.workers.detector import NAME as DETECTOR
 from codeconvoy.workers.projector import FILES, JOBS
@@ -28,7 +28,10 @@ SHOWN = 20
 
 
 def audit_command(
-    job: Annotated[str, typer.Argument(help="A job's id, or how it begins. Default: everything.")] = "",
+    job: Annotated[
+        str | None,
+        typer.Argument(help="A job's id, or how it begins. Default: everything.", callback=given_job),
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Fold the whole log anew and compare: projection, branches, verdicts, order, nothing lost or doubled.
@@ -41,7 +44,9 @@ def audit_command(
     """
 
     async def work(fleet: Fleet) -> Report:
-        whole = job if len(job) in (0, ID_LENGTH) else (await find_job(fleet.projection(), job)).job_id
+        whole = job or ""
+        if job is not None and len(job) != ID_LENGTH:
+            whole = (await find_job(fleet.projection(), job)).job_id
         with _progress() as bar:
             shown = bar.add_task("reading the log", total=None)
 

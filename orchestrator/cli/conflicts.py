@@ -19,7 +19,15 @@ from codeconvoy.orchestrator.by_hand import (
     side_of,
     submit_resolution,
 )
-from codeconvoy.orchestrator.cli.common import Output, OutputOption, plain, print_json, stdout, with_fleet
+from codeconvoy.orchestrator.cli.common import (
+    Output,
+    OutputOption,
+    not_empty,
+    plain,
+    print_json,
+    stdout,
+    with_fleet,
+)
 from codeconvoy.orchestrator.cli.inspect import SHORT, FileArgument, WorkspaceOption, locate
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.schemas.errors import BadInput
@@ -81,7 +89,7 @@ def summary_json(history: FileHistory) -> dict[str, Any]:
     }
 
 
-def show(file: FileArgument, workspace: WorkspaceOption = "", output: OutputOption = Output.TEXT) -> None:
+def show(file: FileArgument, workspace: WorkspaceOption = None, output: OutputOption = Output.TEXT) -> None:
     """Show a conflict: what each head does to the base, and which lines several of them changed.
 
     convoy conflicts show src/app.py
@@ -147,8 +155,14 @@ def _shown(line: bytes) -> str:
 
 def resolve(
     file: FileArgument,
-    workspace: WorkspaceOption = "",
-    take: Annotated[str, typer.Option(help="Take this head as it is: its event id, or how it begins.")] = "",
+    workspace: WorkspaceOption = None,
+    take: Annotated[
+        str | None,
+        typer.Option(
+            help="Take this head as it is: its event id, or how it begins.",
+            callback=not_empty("--take", "Give an event id: `convoy conflicts show FILE` lists the heads"),
+        ),
+    ] = None,
     content: Annotated[Path | None, typer.Option("--file", help="Take the content of this file.")] = None,
     merge_tool: Annotated[
         str,
@@ -166,12 +180,12 @@ def resolve(
 
     convoy conflicts resolve src/app.py --merge-tool 'vim -d "$LOCAL" "$MERGED" "$REMOTE"'
     """
-    if sum((bool(take), content is not None, bool(merge_tool))) != 1:
+    if sum((take is not None, content is not None, bool(merge_tool))) != 1:
         raise BadInput("resolve", "one answer is needed", "Give --take, --file or --merge-tool")
 
     async def work(fleet: Fleet) -> Entry:
         conflict = conflict_of(await _history(fleet, workspace, file))
-        taken = side_of(conflict, take) if take else None
+        taken = side_of(conflict, take) if take is not None else None
         if taken is not None:
             answer = taken.edit.content
         else:
@@ -236,7 +250,7 @@ def run_merge_tool(conflict: OpenConflict, command: str) -> bytes:
         return files["MERGED"].read_bytes()
 
 
-async def _history(fleet: Fleet, workspace: str, file: str) -> FileHistory:
+async def _history(fleet: Fleet, workspace: str | None, file: str) -> FileHistory:
     projection = fleet.projection()
     where, path = await locate(projection, workspace, file)
     return (await projection.histories(where, [path]))[path]

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from codeconvoy.orchestrator.cli.common import Output, OutputOption, plain, print_json, stdout, with_fleet
+from codeconvoy.orchestrator.cli.common import (
+    Output,
+    OutputOption,
+    plain,
+    print_json,
+    stderr,
+    stdout,
+    with_fleet,
+)
 from codeconvoy.orchestrator.dead_letters import Letter, letters, retry, skip
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.schemas.errors import BadInput
@@ -95,7 +103,10 @@ def retry_letters(
         await retry(fleet, wanted)
         return wanted
 
-    for each in with_fleet(work):
+    done = with_fleet(work)
+    if not done:
+        stderr().print("There is nothing to put back: all dead letters were, or there are none.")
+    for each in done:
         stdout().print(f"{each.id} is back on {each.told.topic}/{each.told.partition}")
 
 

@@ -9,6 +9,7 @@ from codeconvoy.orchestrator.broker_admin import BrokerAdmin
 from codeconvoy.orchestrator.cli.common import (
     Output,
     OutputOption,
+    not_empty,
     plain,
     print_json,
     stderr,
@@ -30,7 +31,13 @@ from codeconvoy.orchestrator.settings import load_settings
 
 
 def forget(
-    workspace: Annotated[str, typer.Argument(help="As `convoy jobs -o json` names it.")],
+    workspace: Annotated[
+        str,
+        typer.Argument(
+            help="As `convoy jobs -o json` names it.",
+            callback=not_empty("WORKSPACE", "Name one, as `convoy jobs -o json` does"),
+        ),
+    ],
     topics: Annotated[
         bool,
         typer.Option(

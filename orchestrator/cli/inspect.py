@@ -10,6 +10,7 @@ import typer
 from codeconvoy.orchestrator.cli.common import (
     Output,
     OutputOption,
+    not_empty,
     plain,
     print_json,
     stdout,
@@ -18,10 +19,12 @@ from codeconvoy.orchestrator.cli.common import (
 from codeconvoy.orchestrator.fleet import Fleet
 from codeconvoy.orchestrator.graph import ASCII, Node, draw
 from codeconvoy.orchestrator.log_reader import LogReader
-from codeconvoy.orchestrator.past import FilePast, Moment, parse_at, past_of
+from codeconvoy.orchestrator.past import FilePast, Moment, check_reached, parse_at, past_of
 from codeconvoy.schemas.errors import BadInput
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.paths import check_workspace, normalise
+from codeconvoy.schemas.topics import file_key, partition_of
+from codeconvoy.workers.engine.bus import TopicPartition
 from codeconvoy.workers.engine.dead_letter import skipped_points
 from codeconvoy.workers.projection import Projection
 
@@ -31,20 +34,27 @@ SHORT = 8
 
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="Path from the root of the repository.")]
 WorkspaceOption = Annotated[
-    str, typer.Option("--workspace", "-w", help="The file's workspace. Default: the only one there is.")
+    str | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="The file's workspace. Default: the only one there is.",
+        callback=not_empty("--workspace", "Name one, as `convoy jobs -o json` does, or leave it out"),
+    ),
 ]
 
 
 def state(
     file: FileArgument,
-    workspace: WorkspaceOption = "",
+    workspace: WorkspaceOption = None,
     at: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="A moment of the past: an event id of `convoy log`, an offset of the file's partition, or "
-            "an ISO time (of the records' stamps, which are information only)."
+            "an ISO time (of the records' stamps, which are information only).",
+            callback=not_empty("--at", "Give an event id of `convoy log`, an offset or a time"),
         ),
-    ] = "",
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Only the content, byte for byte.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -60,6 +70,7 @@ def state(
         where, path = await locate(fleet.projection(), workspace, file)
         if moment is None:
             return (await fleet.projection().histories(where, [path]))[path]
+        check_reached(moment, await _end_of(fleet, where, path))
         log = reader_of(fleet)
         return (await past_of(log.file_events(where, path), where, path, moment)).history
 
@@ -130,7 +141,7 @@ def _show_state(history: FileHistory) -> None:
 
 def log(
     file: FileArgument,
-    workspace: WorkspaceOption = "",
+    workspace: WorkspaceOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Only the newest so many events.")] = 500,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -226,14 +237,14 @@ def moment_json(past: FilePast, moment: Moment) -> dict[str, Any]:
 # Which file is meant --------------------------------------------------------------------------------
 
 
-async def locate(projection: Projection, workspace: str, file: str) -> tuple[str, str]:
+async def locate(projection: Projection, workspace: str | None, file: str) -> tuple[str, str]:
     """Workspace and path of what a user named; the only workspace where none is given.
 
     Raises:
         BadInput: the path can't be one, or there are several workspaces.
     """
     path = normalise(file, "FILE")
-    if workspace:
+    if workspace is not None:
         return check_workspace(workspace), path
     jobs = await projection.jobs()
     known = sorted({job.spec.workspace for job in jobs if job.spec is not None and job.spec.workspace})
@@ -241,6 +252,16 @@ async def locate(projection: Projection, workspace: str, file: str) -> tuple[str
         names = f"there are several: {', '.join(known)}" if known else "no job has been submitted yet"
         raise BadInput("--workspace", names, "Name one with --workspace" if known else "See `convoy submit`")
     return known[0], path
+
+
+async def _end_of(fleet: Fleet, workspace: str, path: str) -> int:
+    """The offset after the last one of a file's partition."""
+    number = partition_of(file_key(workspace, path), fleet.topics.partitions)
+    reader = fleet.bus.reader()
+    try:
+        return (await reader.watermarks(TopicPartition(fleet.topics.events, number)))[1]
+    finally:
+        await reader.close()
 
 
 def reader_of(fleet: Fleet) -> LogReader:

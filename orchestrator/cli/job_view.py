@@ -199,7 +199,7 @@ def summary(job: JobState, now: int) -> Iterator[tuple[str, str]]:
     roles = ", ".join(f"{role} {sum(found.values())}" for role, found in task_counts(job).items())
     yield "tasks", f"{len(job.tasks)} ({done} done): {roles}" if job.tasks else "0"
     yield "edits", str(edits(job))
-    yield "forks", f"{tally.forks}, {tally.overlapping} of them with overlapping lines"
+    yield "forks", f"{tally.forks}; {tally.overlapping} conflicts on the same lines"
     if tally.resolved:
         yield "resolved", ", ".join(f"{name} {count}" for name, count in sorted(tally.resolved.items()))
     yield "reviews", f"{tally.approvals} approved, {tally.rejections} rejected"

@@ -5,7 +5,8 @@ import getpass
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from codeconvoy.orchestrator.cli import job_view
 from codeconvoy.orchestrator.cli.common import (
     Output,
     OutputOption,
+    not_empty,
     plain,
     print_json,
     stderr,
@@ -49,7 +51,11 @@ ID_LENGTH = 36
 """Of a whole job id."""
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)]
-JobId = Annotated[str, typer.Argument(help="The job's id, or how it begins. Default: the latest job.")]
+given_job = not_empty("job", "Give its id, or how it begins: `convoy jobs` lists them")
+JobId = Annotated[
+    str | None,
+    typer.Argument(help="The job's id, or how it begins. Default: the latest job.", callback=given_job),
+]
 
 
 def run(job: JobFile, output: OutputOption = Output.TEXT) -> None:
@@ -63,9 +69,10 @@ def run(job: JobFile, output: OutputOption = Output.TEXT) -> None:
         job_id = await _submit(fleet, looked)
         if output is Output.TEXT:
             _show_submitted(stderr(), looked, job_id)
-        return await _watch(fleet.projection(), job_id, output)
+        with _it_goes_on(job_id):
+            return await _watch(fleet.projection(), job_id, output)
 
-    _exit_with(with_fleet(work))
+    _exit_with(with_fleet(work, prepares=True))
 
 
 def submit_job(
@@ -83,7 +90,7 @@ def submit_job(
     if dry_run:
         _show_preview(looked, output)
         return
-    job_id = with_fleet(lambda fleet: _submit(fleet, looked))
+    job_id = with_fleet(lambda fleet: _submit(fleet, looked), prepares=True)
     if output is Output.JSON:
         print_json({"job_id": job_id, "workspace": looked.spec.workspace, "tasks": len(looked.tasks)})
     else:
@@ -91,7 +98,7 @@ def submit_job(
         stdout().print(job_id)
 
 
-def watch(job: JobId = "", output: OutputOption = Output.TEXT) -> None:
+def watch(job: JobId = None, output: OutputOption = Output.TEXT) -> None:
     """Follow a job to its end. Exit code 0 if it succeeded, else 1.
 
     convoy watch
@@ -102,9 +109,10 @@ def watch(job: JobId = "", output: OutputOption = Output.TEXT) -> None:
     async def work(fleet: Fleet) -> JobState:
         projection = fleet.projection()
         # One that was submitted a moment ago may not have reached the projection.
-        whole = len(job) == ID_LENGTH
-        job_id = job if whole else (await find_job(projection, job)).job_id
-        return await _watch(projection, job_id, output)
+        whole = job if job is not None and len(job) == ID_LENGTH else ""
+        job_id = whole or (await find_job(projection, job)).job_id
+        with _it_goes_on(job_id):
+            return await _watch(projection, job_id, output)
 
     _exit_with(with_fleet(work))
 
@@ -140,7 +148,7 @@ def jobs(output: OutputOption = Output.TEXT) -> None:
 
 
 def cancel_job(
-    job: Annotated[str, typer.Argument(help="The job's id, or how it begins.")],
+    job: Annotated[str, typer.Argument(help="The job's id, or how it begins.", callback=given_job)],
     reason: Annotated[str, typer.Option(help="Why; it stands in the job's end.")] = "",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the end.")] = False,
     output: OutputOption = Output.TEXT,
@@ -176,17 +184,23 @@ def register(app: typer.Typer) -> None:
         app.command(name, rich_help_panel=PANEL)(command)
 
 
-async def find_job(projection: Projection, wanted: str) -> JobState:
-    """The job with this id, or the only one whose id begins so; the latest for an empty one.
+async def find_job(projection: Projection, wanted: str | None) -> JobState:
+    """The job with this id, or the only one whose id begins so; None: the latest.
 
     One that was submitted a moment ago may not have reached the projection: a whole id is waited for.
 
     Raises:
         BadInput: there is none, or there are several.
     """
+    if wanted is None:
+        latest = await projection.jobs()
+        if not latest:
+            raise BadInput("job", "there is no job yet", _SEE_JOBS)
+        return latest[0]
+    given_job(wanted)
     clock = asyncio.get_running_loop().time
     deadline = clock() + (SETTLE_SECONDS if len(wanted) == ID_LENGTH else 0)
-    while wanted:
+    while True:
         if (exact := await projection.job(wanted)) is not None:
             return exact
         if clock() >= deadline:
@@ -194,11 +208,13 @@ async def find_job(projection: Projection, wanted: str) -> JobState:
         await asyncio.sleep(POLL_SECONDS)
     found = [job for job in await projection.jobs() if job.job_id.startswith(wanted)]
     if not found:
-        reason = f"there is no job {wanted!r}" if wanted else "there is no job yet"
-        raise BadInput("job", reason, "`convoy jobs` lists them, `convoy submit` makes one")
-    if wanted and len(found) > 1:
+        raise BadInput("job", f"there is no job {wanted!r}", _SEE_JOBS)
+    if len(found) > 1:
         raise BadInput("job", f"{wanted!r} begins {len(found)} ids", "Give more of it")
     return found[0]
+
+
+_SEE_JOBS = "`convoy jobs` lists them, `convoy submit` makes one"
 
 
 def _preview(job: Path) -> Preview:
@@ -275,6 +291,17 @@ def _show_some(console: Console, lines: list[str]) -> None:
 def _exit_with(job: JobState) -> None:
     if job.status is not JobStatus.SUCCEEDED:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _it_goes_on(job_id: str) -> Iterator[None]:
+    """Tell who interrupts a watch that this ends the watch alone: the job goes on, and goes on paying."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        stderr().print(f"Job {job_id} goes on. Watch it again: convoy watch {job_id}")
+        stderr().print(f"End it: convoy cancel {job_id}")
+        raise
 
 
 async def _watch(projection: Projection, job_id: str, output: Output) -> JobState:

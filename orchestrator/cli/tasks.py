@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from codeconvoy.orchestrator.cli.common import Output, OutputOption, plain, print_json, stdout, with_fleet
+from codeconvoy.orchestrator.cli.common import (
+    Output,
+    OutputOption,
+    not_empty,
+    plain,
+    print_json,
+    stdout,
+    with_fleet,
+)
 from codeconvoy.orchestrator.cli.job_view import duration
 from codeconvoy.orchestrator.conversations import Turn, find_task, turns_of
 from codeconvoy.orchestrator.fleet import Fleet
@@ -18,7 +26,14 @@ SHORT = 12
 
 
 def show(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Its id, or the beginning of it.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="Its id, or the beginning of it.",
+            callback=not_empty("TASK", "`convoy log FILE` and `convoy why FILE:LINE` show the ids of tasks"),
+        ),
+    ],
     prompts: Annotated[
         bool, typer.Option("--prompts", help="Show what was asked and answered, as long as it is kept.")
     ] = False,

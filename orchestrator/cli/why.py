@@ -10,6 +10,7 @@ import typer
 from codeconvoy.orchestrator.cli.common import (
     Output,
     OutputOption,
+    not_empty,
     plain,
     print_json,
     stdout,
@@ -28,10 +29,14 @@ from codeconvoy.schemas.events import ReviewSubmitted, TestExecuted
 
 def why(
     where: Annotated[str, typer.Argument(metavar="FILE:LINE", help="A line, counted from 1.")],
-    workspace: WorkspaceOption = "",
+    workspace: WorkspaceOption = None,
     branch: Annotated[
-        str, typer.Option(help="The line as this branch has it. Default: as agents see it now.")
-    ] = "",
+        str | None,
+        typer.Option(
+            help="The line as this branch has it. Default: as agents see it now.",
+            callback=not_empty("--branch", "Name a branch, or leave it out"),
+        ),
+    ] = None,
     repository: Annotated[Path, typer.Option(help="The repository of --branch.")] = Path("."),
     prompt: Annotated[
         bool, typer.Option("--prompt", help="Show what the model was asked and answered, while it is kept.")

@@ -23,7 +23,7 @@ from codeconvoy.schemas.job_spec import JobSpec
 from codeconvoy.schemas.topics import MAX_RECORD_BYTES, Topics
 from codeconvoy.workers.engine.bus import TopicPartition
 from tests.builders import voided
-from tests.fleets import PARTITIONS, Fleet, until
+from tests.fleets import PARTITIONS, Fleet, unique_prefix, until
 from tests.git_repos import commit, repository
 from tests.models_endpoint import KEY, endpoint
 
@@ -68,6 +68,7 @@ BAD: Mapping[str, tuple[Change, str, str]] = {
     "symlink": (naming("link.py"), "tasks[0].path", "is a symlink"),
     "over 512 KiB": (naming("half.py"), "tasks[0].path", "524,289 bytes"),
     "no such strategy": ({"strategies": ["three_way", "coin_toss"]}, "strategies[1]", "coin_toss"),
+    "checked out": ({"branch": "main"}, "branch", "'main' is checked out"),
     "nobody merges": ({"strategies": ["semantic"]}, "pipeline.merge", "'merger', which `semantic` asks"),
 }
 """What is changed in a good job, the field that is named, and what is said of it."""
@@ -75,6 +76,8 @@ BAD_RECORDS = {
     **BAD,
     # A word that the schema does not know is refused when it is read; this one is known, and not there yet.
     "no such strategy": ({"strategies": ["three_way", "structural"]}, "strategies[1]", "structural"),
+    # Whether a branch can be written is for the publisher to find, once there is something to write.
+    "checked out": (BAD["checked out"][0], "1 of 1 units done; not published: branch", "is checked out"),
 }
 
 
@@ -161,6 +164,28 @@ def test_what_is_missing_is_said_with_the_remedy(fleet: Fleet, repo: Path, tmp_p
     assert done.status == 2, done
     assert "there is no key 'openai'" in done.err
     assert "OPENAI_API_KEY" in done.err
+
+
+def test_no_command_answers_from_where_it_can_not_look(fleet: Fleet) -> None:
+    """With another partition count it would not find what is there, and say that it is not."""
+    for arguments in (
+        ("jobs",),
+        ("watch",),
+        ("cancel", "5f0c"),
+        ("state", "good.py", "-w", "bad"),
+        ("log", "good.py", "-w", "bad"),
+        ("why", "good.py:1", "-w", "bad"),
+        ("task", "show", "5f0c"),
+        ("conflicts", "list"),
+        ("audit",),
+        ("rebuild",),
+        ("dlq", "list"),
+    ):
+        done = fleet.convoy(*arguments, CONVOY_PARTITIONS=str(PARTITIONS + 1))
+        assert (done.status, done.out) == (2, ""), (arguments, done)
+        assert f"the settings say {PARTITIONS + 1}" in done.err, done
+        assert f"Remedy: Set CONVOY_PARTITIONS={PARTITIONS}" in done.err, done
+    fleet.convoy("jobs", CONVOY_PREFIX=unique_prefix(), CONVOY_PARTITIONS=str(PARTITIONS + 1)).good()
 
 
 # Bytes on the topics ------------------------------------------------------------------------------
@@ -266,6 +291,8 @@ def test_garbage_becomes_dead_letters_and_the_partitions_go_on(fleet: Fleet, rep
     assert one["id"] not in {each["id"] for each in listed(fleet)}
     again = fleet.convoy("dlq", "retry", one["id"])
     assert (again.status, "put back already" in again.err) == (2, True)
+    none = fleet.convoy("dlq", "retry", "--all", CONVOY_PREFIX=unique_prefix()).good()
+    assert (none.out, "nothing to put back" in none.err) == ("", True)
 
     ended = fleet.run_job(job(repo, workspace="after-garbage"))
     assert ended["status"] == "succeeded", ended

@@ -1,6 +1,8 @@
 """The main job on a small repository, and every command that looks at it or acts on it, as a user would."""
 
 import ast
+import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,13 +150,18 @@ def test_what_is_shown_of_a_file(fleet: Fleet, main: MainJob) -> None:
     assert all(m["event_id"][:8] in drawn.out for m in moments)
     assert "pyupgrade" in why.out and "pyupgrade" in told.out
     assert main.job["job_id"] in why.out
-    old, by_offset, nowhere = fleet.together(
+    old, by_offset, beyond, nowhere = fleet.together(
         ("state", path, *here, "--raw", "--at", moments[0]["event_id"]),
         ("state", path, *here, "--raw", "--at", str(moments[0]["offset"])),
+        ("state", path, *here, "--raw", "--at", "999999"),
         ("state", "bank/nothing.py", *here),
     )
     assert old.good().out == by_offset.good().out == ACCOUNTS
     assert (nowhere.status, nowhere.err.count("\n")) == (2, 2)
+    assert (beyond.status, beyond.out) == (2, "")
+    last = re.search(r"the last one of the file's partition is (\d+)", beyond.err)
+    assert last is not None and int(last[1]) >= moments[-1]["offset"], beyond
+    assert fleet.convoy("state", path, *here, "--raw", "--at", last[1]).good().out == content
 
 
 def test_what_is_shown_of_the_fleet(fleet: Fleet, main: MainJob) -> None:
@@ -211,6 +218,21 @@ def test_a_job_that_is_cancelled_ends_at_once(fleet: Fleet, main: MainJob) -> No
     assert (str(ended.status), "wrong branch" in ended.reason) == ("cancelled", True)
     watched = fleet.convoy("watch", job_id)
     assert (watched.status, "cancelled" in watched.out) == (1, True)
+
+
+def test_who_interrupts_a_run_is_told_that_the_job_goes_on(fleet: Fleet, main: MainJob) -> None:
+    idle = spec(main.repo, pipeline={"generate": ["comprehensions"], "review": [], "test": []})
+    running = fleet.begin("run", fleet.job_file({**idle, "workspace": "interrupted"}, "interrupted.yaml"))
+    assert running.stderr is not None
+    job_id = running.stderr.readline().decode().removeprefix("Job ").partition(":")[0]
+    fleet.wait_job(job_id, lambda job: job.imported is not None, "it waits for a role that nobody works as")
+    running.send_signal(signal.SIGINT)
+    done = fleet.end(running)
+    assert done.status == 130, done
+    assert f"Job {job_id} goes on" in done.err, done
+    assert f"convoy watch {job_id}" in done.err and f"convoy cancel {job_id}" in done.err
+    assert not fleet.wait_job(job_id, lambda job: True, "it is there").ended
+    fleet.convoy("cancel", job_id).good()
 
 
 def test_a_conflict_waits_for_a_person_who_settles_it(fleet: Fleet, tmp_path: Path) -> None:

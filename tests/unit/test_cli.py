@@ -136,6 +136,7 @@ def test_a_broker_that_is_away_is_said(tmp_path: Path, redis_url: str) -> None:
     [port] = free_ports(1)
     done = convoy(tmp_path, "jobs", CONVOY_KAFKA=f"127.0.0.1:{port}", CONVOY_REDIS=redis_url)
     assert done.returncode == 0, "jobs are in Redis alone"
+    assert "Note: whether CONVOY_PARTITIONS is right can't be told: Kafka at" in done.stderr
     done = convoy(tmp_path, "detector", CONVOY_KAFKA=f"127.0.0.1:{port}", CONVOY_REDIS=redis_url)
     assert done.returncode == 3 and f"Error: Kafka at 127.0.0.1:{port}: " in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr) < 2_000, "said once"

@@ -1,5 +1,6 @@
 """How a command finds its fleet: settings, then fleet.json, and never half of each of two fleets."""
 
+import asyncio
 import stat
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from codeconvoy.orchestrator.connection import (
     FLEET_FILE,
     Connection,
+    check_partitions,
     credentials_of,
     find_connection,
     forget_connection,
@@ -20,6 +22,8 @@ from codeconvoy.orchestrator.connection import (
 )
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.schemas.errors import BadInput, Unavailable
+from codeconvoy.schemas.topics import Topics
+from codeconvoy.workers.engine.memory_bus import MemoryBus
 from codeconvoy.workers.redact import MARK
 from codeconvoy.workers.roles.role import NextProvider, Role, RoleKind
 
@@ -129,3 +133,19 @@ def test_every_secret_that_a_process_holds_is_known(monkeypatch: pytest.MonkeyPa
     redact = redactor_of(settings, {"r": role}, environment, f"redis://:{held['redis']}@h:1/0")
     assert redact(" ".join(held.values())) == " ".join([MARK] * len(held))
     assert redact("convoy-user canary-home-77") == "convoy-user canary-home-77"
+
+
+def test_another_partition_count_than_that_of_the_topics_is_refused() -> None:
+    there = Topics("p", 12)
+
+    async def look(settings: Topics) -> None:
+        bus = MemoryBus()
+        await check_partitions(bus, settings)  # topics that are not there yet are no fault
+        await bus.create_topics({there.jobs: {}}, 12)
+        await check_partitions(bus, settings)
+
+    asyncio.run(look(there))
+    asyncio.run(look(Topics("q", 5)))
+    with pytest.raises(BadInput, match=r"p\.jobs has 12 partitions, the settings say 5") as caught:
+        asyncio.run(look(Topics("p", 5)))
+    assert caught.value.remedy.startswith("Set CONVOY_PARTITIONS=12")

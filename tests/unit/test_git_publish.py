@@ -222,7 +222,7 @@ def test_a_branch_that_moves_meanwhile_is_not_moved(repo: Path, monkeypatch: pyt
     def somebody_moves_it(*_: object) -> None:
         git(repo, "update-ref", f"refs/heads/{BRANCH}", "main")
 
-    monkeypatch.setattr(publish, "_check_movable", somebody_moves_it)
+    monkeypatch.setattr(publish, "check_movable", somebody_moves_it)
     with pytest.raises(BadInput, match="can't be written"):
         write(repo, [planned("a.py", b"2\n", "e1")])
     assert git(repo, "rev-parse", BRANCH) == git(repo, "rev-parse", "main")

@@ -94,7 +94,7 @@ def test_the_summary_says_what_became_of_it_and_how_to_look(tmp_path: Path) -> N
     lines = dict(job_view.summary(world.state, world.now))
     assert lines["status"] == "succeeded"
     assert lines["edits"] == "2", "the imports are none"
-    assert lines["forks"] == "0, 0 of them with overlapping lines"
+    assert lines["forks"] == "0; 0 conflicts on the same lines"
     assert lines["reviews"] == "2 approved, 0 rejected"
     assert lines["elapsed"] == "1 min 05 s"
     assert lines["branch"] == "convoy/job, 1 commits"
@@ -121,7 +121,7 @@ def test_forks_and_their_resolutions_are_counted_apart() -> None:
         world.state.tally, forks=5, overlapping=2, resolved={"three_way": 3, "rework": 2}
     )
     lines = dict(job_view.summary(msgspec.structs.replace(world.state, tally=tally), 0))
-    assert lines["forks"] == "5, 2 of them with overlapping lines"
+    assert lines["forks"] == "5; 2 conflicts on the same lines"
     assert lines["resolved"] == "rework 2, three_way 3"
 
 

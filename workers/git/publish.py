@@ -80,7 +80,7 @@ def _point(repo: pygit2.Repository, branch: str, base: str, tip: str, events: fr
     try:
         if current is None:
             if not repo.is_bare and repo.head_is_unborn and repo.lookup_reference("HEAD").target == name:
-                raise _checked_out(branch)
+                raise checked_out(branch)
             repo.create_reference_direct(name, pygit2.Oid(hex=tip), False, "convoy: publish")
             return
         target = str(current.resolve().target)
@@ -88,8 +88,8 @@ def _point(repo: pygit2.Repository, branch: str, base: str, tip: str, events: fr
             return
         found = repo.lookup_branch(branch)
         if found is not None and not repo.is_bare and found.is_checked_out():
-            raise _checked_out(branch)
-        _check_movable(repo, branch, base, target, tip, events)
+            raise checked_out(branch)
+        check_movable(repo, branch, base, target, tip, events)
         # Compare-and-swap: libgit2 refuses when the ref is not what was looked up.
         current.set_target(pygit2.Oid(hex=tip), "convoy: publish")
     except (pygit2.GitError, ValueError, OSError) as error:
@@ -108,7 +108,7 @@ def _push(source: Source, url: str, branch: str, base: str, tip: str, events: fr
         refresh(source)
         if current not in source.repo:
             raise Unavailable("git remote", f"{branch!r} moves at this moment", "Publish again")
-        _check_movable(source.repo, branch, base, current, tip, events)
+        check_movable(source.repo, branch, base, current, tip, events)
     arguments = [
         "push",
         "--quiet",
@@ -129,7 +129,7 @@ def _push(source: Source, url: str, branch: str, base: str, tip: str, events: fr
         raise explained(failed) from failed
 
 
-def _check_movable(
+def check_movable(
     repo: pygit2.Repository, branch: str, base: str, current: str, tip: str, events: frozenset[str]
 ) -> None:
     """Refuse to move a branch away from anything that the new tip does not hold.
@@ -151,5 +151,6 @@ def _check_movable(
             )
 
 
-def _checked_out(branch: str) -> BadInput:
+def checked_out(branch: str) -> BadInput:
+    """What to tell where a work tree stands on the branch: moving it would change files under its user."""
     return BadInput("branch", f"{branch!r} is checked out", "Choose another branch, or check out another one")

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from codeconvoy.orchestrator.connection import (
     write_connection,
 )
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES
-from codeconvoy.orchestrator.services import KAFKA_POM
+from codeconvoy.orchestrator.services import KAFKA_POM, end_services_left_over
 from codeconvoy.orchestrator.settings import Settings
 from codeconvoy.orchestrator.supervisor import Service
 from codeconvoy.schemas.errors import BadInput
@@ -37,6 +37,8 @@ EMBEDDED_PARTITIONS = 4
 """What librdkafka's mock cluster gives every topic."""
 COMPOSE = KAFKA_POM.parent.parent / "compose.yaml"
 """In a checkout; an installed wheel has none."""
+PLACES = (Path(), Path("fleet"))
+"""Where under the directory that it has to itself a fleet is: `convoy up`, the demo."""
 FOLDS = (("orchestrator", 2), ("projector", 3), ("detector", 1))
 """The processes that are no workers, and when they drain: whoever writes does so before its reader."""
 
@@ -157,13 +159,15 @@ def settings_at(settings: Settings, connection: Connection) -> Settings:
 
 @contextmanager
 def only_here(data: Path) -> Iterator[None]:
-    """See that no other fleet is up in this directory.
+    """See that no other fleet is up in this directory, and that nothing is left of one that was killed.
 
     Raises:
         BadInput: there is one, or the directory can't be written.
+        Unavailable: what was left over can't be ended.
     """
     try:
         data.mkdir(parents=True, exist_ok=True)
+        _hide_from_git(data)
         lock = (data / "up.lock").open("w")
     except OSError as error:
         raise BadInput("data", f"{data} can't be written: {error.strerror}", "Give another --data") from error
@@ -173,7 +177,17 @@ def only_here(data: Path) -> Iterator[None]:
         except BlockingIOError:
             remedy = "Use that one, stop it, or give another --data"
             raise BadInput("data", f"a fleet is up in {data} already", remedy) from None
+        for place in PLACES:
+            end_services_left_over(data / place)
         yield
+
+
+def _hide_from_git(data: Path) -> None:
+    """Keep a directory of ours out of the user's own repository. One that was there before with something
+    in it may be the user's, whose files git must go on seeing; unless it has the name that is ours."""
+    if data.name == Settings.model_fields["data"].default.name or not any(data.iterdir()):
+        with suppress(FileExistsError), (data / ".gitignore").open("x") as file:
+            file.write("*\n")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import redis
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from codeconvoy.orchestrator.processes import READY_SECONDS, Daemon, free_ports
+from codeconvoy.orchestrator.processes import READY_SECONDS, Daemon, end_left_over, free_ports
 from codeconvoy.schemas.errors import Unavailable
 
 JAVA_AT_LEAST = 17
@@ -33,6 +33,7 @@ _REDIS_CONTAINER_PORT = 6379
 KAFKA_POM = Path(__file__).resolve().parent.parent / "deploy" / "kafka" / "pom.xml"
 """In a checkout of the project; an installed wheel has none, and so no local Kafka."""
 
+_KAFKA_LOG, _REDIS_LOG = "kafka.log", "redis.log"
 _JVM = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _SERVER = """\
 process.roles=broker,controller
@@ -178,7 +179,7 @@ class LocalKafka:
         self._classpath = f"{jars}/*"
         log4j = f"-Dlog4j2.configurationFile={data / 'log4j2.properties'}"
         argv = ["java", *_JVM, "-cp", self._classpath, log4j, "kafka.Kafka", str(self._server)]
-        self._daemon = Daemon("Local Kafka", argv, data / "kafka.log")
+        self._daemon = Daemon("Local Kafka", argv, data / _KAFKA_LOG)
 
     def start(self, seconds: float = READY_SECONDS) -> None:
         """Format the data directory unless it has been, start, and wait until it lists topics.
@@ -270,7 +271,7 @@ class LocalRedis:
         self.url = f"redis://127.0.0.1:{port}/0"
         place = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(data)]
         argv = [binary, *place, "--save", "", "--appendonly", "no"]
-        self._daemon = Daemon("Redis", argv, data / "redis.log")
+        self._daemon = Daemon("Redis", argv, data / _REDIS_LOG)
 
     def start(self, seconds: float = READY_SECONDS) -> None:
         """Start it and wait until it answers.
@@ -288,6 +289,18 @@ class LocalRedis:
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         self._daemon.kill()
+
+
+def end_services_left_over(data: Path) -> None:
+    """End the local Redis and Kafka of a fleet in this directory whose `convoy up` was killed.
+
+    Starting them again would end them too; but the next fleet here may use others.
+
+    Raises:
+        Unavailable: one belongs to a process that runs, or can't be ended.
+    """
+    end_left_over(data / "redis" / _REDIS_LOG)
+    end_left_over(data / "kafka" / _KAFKA_LOG)
 
 
 def docker_answers() -> bool:

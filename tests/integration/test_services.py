@@ -1,14 +1,18 @@
 """The services that `convoy up` and the tests start: they answer, keep what they should, and stop."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from redis.exceptions import RedisError
 
 from codeconvoy.orchestrator.choosers import Places, choose_broker, choose_redis
 from codeconvoy.orchestrator.connection import open_redis
-from codeconvoy.orchestrator.services import LocalKafka, LocalRedis, kafka_answers, redis_answers
+from codeconvoy.orchestrator.local_fleet import only_here
+from codeconvoy.orchestrator.services import LocalKafka, LocalRedis, kafka_answers, kafka_jars, redis_answers
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
@@ -17,6 +21,13 @@ from tests.contract.worlds import read_all
 from tests.services import jar_cache
 
 NOBODY = "127.0.0.1:1"
+LEFT_OVER_SECONDS = 90.0
+IMPORTS = (
+    "import os, sys; from pathlib import Path; "
+    "from codeconvoy.orchestrator.choosers import Places, choose_redis; "
+    "from codeconvoy.orchestrator.services import LocalKafka; "
+    "paths = [Path(path) for path in sys.argv[1:]]"
+)
 
 
 def places(data: Path) -> Places:
@@ -129,6 +140,63 @@ def test_a_client_goes_on_as_soon_as_a_killed_redis_is_back(tmp_path: Path) -> N
 
     asyncio.run(test())
     chosen.stop()
+
+
+def left_over(start: str, *arguments: str | Path) -> tuple[psutil.Process, str]:
+    """What a program started here that was killed, and its address. `start` sets `service` and `address`."""
+    program = f"{start}; print(service._daemon.pid, address, flush=True); os.kill(os.getpid(), 9)"
+    argv = [sys.executable, "-c", f"{IMPORTS}; {program}", *map(str, arguments)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=LEFT_OVER_SECONDS)
+    assert done.returncode == -9, done.stderr
+    pid, address = done.stdout.split()
+    return psutil.Process(int(pid)), address
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether it has, be it that nobody has waited for it yet."""
+    return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_redis_that_was_left_over_is_ended_by_the_next_fleet(tmp_path: Path) -> None:
+    start = (
+        "chosen = choose_redis('', Places(*paths), 'embedded'); service, address = chosen.service, chosen.url"
+    )
+    old, url = left_over(start, tmp_path, jar_cache())
+    assert redis_answers(url)
+    with only_here(tmp_path):
+        assert ended(old) and not redis_answers(url)
+    old, url = left_over(start, tmp_path, jar_cache())
+    assert redis_answers(url)
+    chosen = choose_redis("", places(tmp_path), "embedded")
+    assert ended(old) and not redis_answers(url) and redis_answers(chosen.url)
+    chosen.stop()
+
+
+def test_a_kafka_that_was_left_over_is_ended_before_the_next_has_its_data(tmp_path: Path) -> None:
+    jars, data = kafka_jars(jar_cache()), tmp_path / "kafka"
+    start = "service = LocalKafka(*paths); service.start(); address = service.bootstrap"
+    old, address = left_over(start, jars, data)
+    settings = {"bootstrap.servers": address}
+    assert kafka_answers(settings, 5.0)
+
+    async def topics(at: str, *create: str) -> dict[str, int]:
+        bus = KafkaBus({"bootstrap.servers": at})
+        await bus.create_topics({name: {} for name in create}, 1)
+        found = await bus.partition_counts(["kept"])
+        await bus.close()
+        return dict(found)
+
+    asyncio.run(topics(address, "kept"))
+    new = LocalKafka(jars, data)
+    new.start()
+    try:
+        assert ended(old) and not kafka_answers(settings)
+        assert asyncio.run(topics(new.bootstrap)) == {"kept": 1}
+    finally:
+        new.stop()
+    old, _ = left_over(start, jars, data)
+    with only_here(tmp_path):
+        assert ended(old)
 
 
 def test_no_broker_is_said_with_the_reason() -> None:

@@ -1,11 +1,16 @@
 """Reads the commits of a job's branch, writes nothing: holds them against what the histories give.
 
-The publisher read its histories at some moment after it was dispatched. So for each file the
-plan is made anew from there on, each time that what readers see moves, and the longest plan that
-is on the branch counts.
+The publisher read its histories at some moment after it was dispatched, which the log does not say.
+So each file is looked at in every state from the earliest that it can have read (it holds what the
+publisher had to see, and what the job's import had seen), and the branch must be the plan of one of
+them. The longest plan that is on the branch counts: one that is made too early is a part of it.
+
+That stays cheap. No plan is made while a file lacks an edit that one of its commits names, and none
+after the plan names an edit later than those that is not on the branch: edits that a plan names stay
+in it until they are forgotten, the oldest first, so that no later plan can be the one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +23,7 @@ from codeconvoy.orchestrator.audit_report import Check, Counts, Findings
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.workers.git import trailers
-from codeconvoy.workers.git.plan import plan_commits
+from codeconvoy.workers.git.plan import Commit, plan_commits
 from codeconvoy.workers.git.source import Source, open_source
 
 Held = tuple[bytes | None, bool]
@@ -31,6 +36,10 @@ class Branch(Protocol):
     @property
     def messages(self) -> Mapping[str, str]:
         """The message of each commit, by the event that it names (or by its id: it names none)."""
+        ...
+
+    def paths(self, event: str) -> Collection[str]:
+        """The files that the commit of this event changed."""
         ...
 
     def file(self, event: str, path: str) -> Held:
@@ -48,13 +57,19 @@ class GitBranch:
     def __init__(self, repo: pygit2.Repository, base: str, commit: str) -> None:
         self._tip = repo[commit].peel(pygit2.Commit)
         self._commits: dict[str, pygit2.Commit] = {}
+        self._paths: dict[str, frozenset[str]] = {}
         self.messages: dict[str, str] = {}
         """See `Branch`."""
         for one in trailers.commits_between(repo, base, commit):
             found = trailers.of_commit(one)
             name = found.event if found else f"commit {one.id}"
             self._commits[name] = one
+            self._paths[name] = trailers.touched(one)
             self.messages[name] = one.raw_message.decode("utf-8", "replace")
+
+    def paths(self, event: str) -> Collection[str]:
+        """See `Branch`."""
+        return self._paths[event]
 
     def file(self, event: str, path: str) -> Held:
         """See `Branch`."""
@@ -121,13 +136,19 @@ def _branches(repo: pygit2.Repository) -> list[str]:
 class _Match:
     """The longest plan of one file that is on the branch."""
 
+    named: tuple[str, ...] = ()
+    """The edits that the file's commits name, the last ones first: those are the last to arrive."""
     events: tuple[str, ...] = ()
     found: bool = False
     over: bool = False
     """The file has gone on from what was published."""
     tried: str | None = None
     """What was visible when a plan was made last."""
+    edits: int = 0
+    """How many edits the history held when it was last looked at: fewer now, and some were forgotten."""
     why: str = ""
+    lacked: str = ""
+    """An edit that a commit names, and the history did not hold."""
 
 
 @dataclass(slots=True)
@@ -136,50 +157,80 @@ class BranchAudit:
 
     publication: Publication
     branch: Branch
-    _matches: dict[str, _Match] = field(default_factory=dict)
+    _matches: dict[str, _Match] = field(init=False)
     _order: Mapping[str, int] = field(init=False)
+    _named: frozenset[str] = field(init=False)
+    """All edits that the commits name."""
 
     def __post_init__(self) -> None:
         self._order = {event: index for index, event in enumerate(self.branch.messages)}
-        self._matches = {path: _Match() for path in self.publication.imports}
+        named: dict[str, list[str]] = {path: [] for path in self.publication.imports}
+        edits: set[str] = set()
+        for event, message in reversed(list(self.branch.messages.items())):
+            if (found := trailers.parse(message)) is None:
+                continue
+            edits |= found.edits
+            for path in self.branch.paths(event):
+                if path in named:
+                    named[path] += (*reversed(found.joins), found.event)
+        self._named = frozenset(edits)
+        self._matches = {path: _Match(tuple(events)) for path, events in named.items()}
 
     def is_due(self, partition: int, offset: int) -> bool:
         """True where a history that holds all below this offset may have been what was published."""
         return offset > self.publication.seen.get(partition, -1)
 
+    def has_begun(self, path: str, arrived: Collection[str]) -> bool:
+        """True where these events of a file hold all that the job's import had seen of it.
+
+        A job that was told nothing of its files leaves no other sign on the log of when it ran.
+        """
+        return all(event in arrived for event in self.publication.begun_with.get(path, ()))
+
     def try_history(self, history: FileHistory) -> None:
         """Hold the file's history, as it is now, against the branch."""
         match = self._matches[history.path]
-        if match.over or match.tried == history.visible:
+        if match.over:
+            return
+        has_forgotten, match.edits = history.edits < match.edits, history.edits
+        if match.tried == history.visible and not has_forgotten:
+            return
+        lacked = next((event for event in match.named if history.edit(event) is None), "")
+        if lacked:
+            match.lacked = lacked
             return
         match.tried = history.visible
-        events, why = self._compare(history)
-        if not why:
-            match.events, match.found = events, True
-        elif match.found:
-            match.over = True
-        else:
+        plan = plan_commits({history.path: history}, {history.path: self.publication.imports[history.path]})
+        why = self._compare(history.path, plan)
+        match.over = self._has_gone_on(history, match, plan)
+        if why:
             match.why = match.why or why
+        elif not match.found or len(plan) > len(match.events):
+            match.events, match.found = tuple(commit.trailers.event for commit in plan), True
 
-    def _compare(self, history: FileHistory) -> tuple[tuple[str, ...], str]:
-        """The events of the file's planned commits, and why they are not on the branch (empty: they are)."""
-        path = history.path
-        plan = plan_commits({path: history}, {path: self.publication.imports[path]})
+    def _has_gone_on(self, history: FileHistory, match: _Match, plan: Collection[Commit]) -> bool:
+        """True where the plan names an edit that is not on the branch and came after all that are."""
+        last = max((history.entries[event].seq for event in match.named), default=-1)
+        others = (event for commit in plan for event in commit.trailers.edits - self._named)
+        return any(history.entries[event].seq > last for event in others)
+
+    def _compare(self, path: str, plan: Sequence[Commit]) -> str:
+        """Why a file's planned commits are not on the branch; empty: they are."""
         last = -1
         for commit in plan:
             event = commit.trailers.event
             if event not in self._order:
-                return (), f"no commit holds {event}"
+                return f"no commit holds {event}"
             if self._order[event] < last:
-                return (), f"the commit of {event} comes before that of its parent"
+                return f"the commit of {event} comes before that of its parent"
             last = self._order[event]
             if self.branch.messages[event] != trailers.message(commit.subject, commit.trailers):
-                return (), f"the message of the commit of {event} names other causes"
+                return f"the message of the commit of {event} names other causes"
             if self.branch.file(event, path) != _planned(commit.content, commit.executable):
-                return (), f"the commit of {event} holds another content"
+                return f"the commit of {event} holds another content"
         if plan and self.branch.tip(path) != _planned(plan[-1].content, plan[-1].executable):
-            return (), "the last commit holds another content"
-        return tuple(commit.trailers.event for commit in plan), ""
+            return "the last commit holds another content"
+        return ""
 
     def finish(self, findings: Findings, counts: Counts) -> None:
         """Take down what was on the log and not on the branch, and the other way round."""
@@ -188,7 +239,9 @@ class BranchAudit:
         for path, match in sorted(self._matches.items()):
             named.update(match.events)
             if not match.found:
-                findings.add(Check.BRANCH, job_id, f"{name}: {path}: {match.why or 'it was never seen'}")
+                lacked = f"a commit names {match.lacked}, which it never had" if match.lacked else ""
+                why = match.why or lacked or "it was never seen"
+                findings.add(Check.BRANCH, job_id, f"{name}: {path}: {why}")
         unexplained = self.branch.messages.keys() - named
         # Those of a file whose plan is not on the branch would only say the same again.
         for event in unexplained if all(match.found for match in self._matches.values()) else ():

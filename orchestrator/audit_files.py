@@ -250,8 +250,9 @@ class FilesAudit:
             self._findings.add(Check.VERDICT, f"job {arrival.job_id}", what, event_id)
 
     def _try_branches(self, file: _File, offset: int) -> None:
+        path = file.history.path
         for branch in file.branches:
-            if branch.is_due(self._partition, offset):
+            if branch.is_due(self._partition, offset) and branch.has_begun(path, file.arrived):
                 branch.try_history(file.history)
 
     def finish(self) -> None:

@@ -1,6 +1,6 @@
 """Reads records of the jobs log, writes nothing: folds every job anew and holds it to its word."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from codeconvoy.orchestrator.audit_report import Check, Counts, Findings, Unreadable
@@ -30,6 +30,8 @@ class Publication:
     """For each path the event that holds what the base has; empty: it has no such file."""
     seen: Mapping[int, int]
     """Offsets of the events log, by partition, that the publisher had to have seen."""
+    begun_with: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """For each path the events that were on the log when the job's import was done."""
 
 
 @dataclass(slots=True)
@@ -171,7 +173,7 @@ def _publication(job: JobState) -> Publication | None:
     state = job.tasks.get(ids.task_id(job.job_id, "publish", GIT_ROLE, ""))
     if published is None or spec is None or state is None or not isinstance(state.task.work, PublishWork):
         return None
-    work = state.task.work
+    work, imported = state.task.work, job.imported.files if job.imported else ()
     return Publication(
         job_id=job.job_id,
         workspace=spec.workspace,
@@ -181,4 +183,5 @@ def _publication(job: JobState) -> Publication | None:
         commit=published.commit,
         imports=dict(zip(work.paths, work.imports, strict=True)),
         seen={point.partition: point.offset for point in state.task.must_see},
+        begun_with={},
     )

@@ -1,20 +1,25 @@
 """A whole fleet in memory does a job whose edits fork; the audit is clean, and finds each planted fault."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from codeconvoy.orchestrator.audit import audit
-from codeconvoy.orchestrator.audit_report import Check, Report
+from codeconvoy.orchestrator.audit_jobs import Claims, JobsAudit, Publication
+from codeconvoy.orchestrator.audit_report import Check, Counts, Findings, Report, Unreadable
 from codeconvoy.schemas.events import Event, Strategy
 from codeconvoy.schemas.job_facts import (
+    CancelRequested,
     Emitted,
     EventJudged,
     JobFact,
     JobFinished,
     JobStatus,
+    JobSubmitted,
     TaskDone,
     VerdictKind,
     Worked,
@@ -24,6 +29,7 @@ from codeconvoy.schemas.job_state import JobState
 from codeconvoy.schemas.topics import file_key, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
 from codeconvoy.workers.engine.state import MemoryStore, Write
+from codeconvoy.workers.roles.role import Answer, Context, Role, RoleKind, Vote
 from tests.git_repos import commit, git, repository
 from tests.memory_fleet import CODEC, MemoryFleet, approving, replacing
 
@@ -302,6 +308,106 @@ def test_a_repository_that_is_gone(tmp_path: Path) -> None:
         (tmp_path / "repo").rename(tmp_path / "elsewhere")
 
     assert checks(audited(tmp_path, plant)) == {Check.BRANCH: 1}
+
+
+AGAIN = Pipeline(generate=("ones", "fours"), review=("reviewer",), test=())
+
+
+def refusing(context: Context) -> Answer:
+    """A reviewer who likes nothing."""
+    return Vote(approved=False, comments=("no",))
+
+
+class FleetThatIdles(MemoryFleet):
+    """A fleet whose role `idle` never does its tasks, so that its jobs run until they are cancelled."""
+
+    @property
+    def roles(self) -> Mapping[str, Role]:
+        return {**super().roles, "critic": Role("critic", RoleKind.REVIEW, "critic", "test")}
+
+    def _pool(self, role: str) -> Any:
+        return Idle() if role == "idle" else super()._pool(role)
+
+
+class Idle:
+    async def run(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+
+
+def test_a_job_that_is_run_again_and_finds_nothing_to_do(tmp_path: Path) -> None:
+    async def run() -> Report:
+        spec = msgspec.structs.replace(
+            spec_of(repository(tmp_path / "repo", FILES)), together=False, pipeline=AGAIN
+        )
+        fleet = MemoryFleet(AGENTS, tmp_path / "cache")
+        async with fleet.running():
+            first, second = await fleet.do("job-1", spec), await fleet.do("job-2", spec)
+            await fleet.settle()
+        assert first.published is not None and second.published is not None
+        assert second.published.commits == first.published.commits == 4, "what the first did, once more"
+        assert second.tally.edits == 0
+        return await audit(fleet.sources())
+
+    report = asyncio.run(run())
+    assert report.clean, report.findings.kept
+    assert (report.counts.branches, report.counts.commits) == (2, 8)
+
+
+def test_what_was_on_the_log_when_a_job_began_is_told_of_its_branch(tmp_path: Path) -> None:
+    async def run() -> tuple[JobState, list[Publication]]:
+        spec = msgspec.structs.replace(
+            spec_of(repository(tmp_path / "repo", FILES)), together=False, pipeline=AGAIN
+        )
+        fleet = MemoryFleet(AGENTS, tmp_path / "cache")
+        async with fleet.running():
+            first, _ = await fleet.do("job-1", spec), await fleet.do("job-2", spec)
+            await fleet.settle()
+        jobs = JobsAudit(CODEC, Findings(), Counts(), Claims(), unreadable=Unreadable(), only="job-2")
+        at = TopicPartition(fleet.topics.jobs, partition_of("job-2", fleet.topics.partitions))
+        for record in await fleet.bus.reader().read(at, 0, 1000, 1.0):
+            jobs.feed(record)
+        return first, jobs.finish()
+
+    first, [second] = asyncio.run(run())
+    assert second.seen == {}, "it was told nothing of its files"
+    assert first.imported is not None
+    imported = {file.path: file.event_id for file in first.imported.files}
+    for path in ("a.txt", "b.txt"):
+        assert second.begun_with[path] == {imported[path], first.files[path].visible} - {""}
+        assert len(second.begun_with[path]) == 2, "the import, and what the first job made of it"
+
+
+def test_a_cancelled_job_that_only_watched_others_work(tmp_path: Path) -> None:
+    agents = {**AGENTS, "idle": replacing(b"", b""), "critic": refusing}
+
+    async def run() -> Report:
+        spec = msgspec.structs.replace(
+            spec_of(repository(tmp_path / "repo", FILES)), together=False, pipeline=AGAIN
+        )
+        refused = Pipeline(generate=("ichi",), review=("critic",), test=())
+        slow = Pipeline(generate=("idle",), review=("reviewer",), test=())
+        fleet = FleetThatIdles(agents, tmp_path / "cache")
+        async with fleet.running():
+            first = await fleet.do("job-1", msgspec.structs.replace(spec, pipeline=refused))
+            assert first.tally.rejections > 0
+            await fleet.tell("job-2", JobSubmitted(spec=msgspec.structs.replace(spec, pipeline=slow)))
+            await fleet.until(partial(has_imported, fleet, "job-2"))
+            await fleet.do("job-3", spec)
+            await fleet.tell("job-2", CancelRequested(requested_by="me"))
+            cancelled = await fleet.end_of("job-2")
+            await fleet.settle()
+        assert cancelled.status is JobStatus.CANCELLED
+        assert cancelled.published is not None and cancelled.published.commits > 0
+        return await audit(fleet.sources())
+
+    report = asyncio.run(run())
+    assert report.clean, report.findings.kept
+    assert report.counts.branches == 3
+
+
+async def has_imported(fleet: MemoryFleet, job_id: str) -> bool:
+    job = await fleet.projection().job(job_id)
+    return job is not None and job.imported is not None
 
 
 def test_garbage_has_a_dead_letter(tmp_path: Path) -> None:

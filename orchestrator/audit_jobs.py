@@ -183,5 +183,5 @@ def _publication(job: JobState) -> Publication | None:
         commit=published.commit,
         imports=dict(zip(work.paths, work.imports, strict=True)),
         seen={point.partition: point.offset for point in state.task.must_see},
-        begun_with={},
+        begun_with={file.path: {file.event_id, file.visible} - {""} for file in imported},
     )

@@ -173,14 +173,13 @@ class Daemon:
             )
         deadline = time.monotonic() + seconds
         try:
-            self._note()
-            while not (is_ready() and self._note()):
+            # This may be killed at any moment, and until it is ready it may change its own command line.
+            while not (self._note() and is_ready() and self._note()):
                 if self.pid is None:
                     raise self._failed(f"ended with status {self._process.poll()}")
                 if time.monotonic() > deadline:
                     raise self._failed(f"was not ready within {seconds:.0f} s")
                 time.sleep(_POLL_SECONDS)
-                self._note()
         except BaseException:
             self.kill()
             raise
@@ -207,9 +206,7 @@ class Daemon:
             os.killpg(pid, number)
 
     def _note(self) -> bool:
-        """Write which process it is, whole or not at all; False where that can't be told yet. Again and again
-        until it is ready, since this may be killed at any moment, and until then the daemon may give itself
-        another command line."""
+        """Write which process it is, whole or not at all; False where that can't be told (yet)."""
         if (pid := self.pid) is None:
             return False
         # It was not waited for, so nobody else has its pid.

@@ -217,6 +217,25 @@ def test_a_daemon_that_was_killed_is_started_again(log: Path, caplog: pytest.Log
     assert not caplog.messages
 
 
+def test_a_daemon_is_noted_from_its_beginning_on(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, looks, noted_then = Daemon("Sleeper", SLEEPS, log), [0], list[bool]()
+
+    def cmdline(process: psutil.Process) -> list[str]:
+        # As the kernel does while it loads a program.
+        looks[0] += 1
+        return list(SLEEPS) if looks[0] > 2 else []
+
+    def is_ready() -> bool:
+        noted_then.append(note_beside(log).exists())
+        return True
+
+    monkeypatch.setattr(psutil.Process, "cmdline", cmdline)
+    daemon.start(is_ready)
+    assert noted_then == [True]
+    assert noted(log)["command"] == list(SLEEPS)
+    daemon.stop()
+
+
 def test_a_daemon_that_does_not_start_leaves_no_note(log: Path) -> None:
     with pytest.raises(Unavailable, match="was not ready"):
         Daemon("Sleeper", SLEEPS, log).start(lambda: False, 0.1)

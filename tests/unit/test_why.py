@@ -133,13 +133,13 @@ def test_the_only_workspace_is_the_one_that_is_meant(tmp_path: Path) -> None:
     async def run() -> tuple[tuple[str, str], list[str]]:
         fleet, _, repo = await worked(tmp_path)
         projection = fleet.projection()
-        found = await locate(projection, "", "./a.txt")
+        found = await locate(projection, None, "./a.txt")
         pipeline = Pipeline(generate=("ones",), review=(), test=())
         spec = JobSpec(repository=str(repo), workspace="v", goal="x", files=("a.txt",), pipeline=pipeline)
         async with fleet.running():
             await fleet.do("job-2", spec)
         with pytest.raises(BadInput) as refused:
-            await locate(projection, "", "a.txt")
+            await locate(projection, None, "a.txt")
         named = await locate(projection, "v", "a.txt")
         return found, [str(refused.value), *named]
 

@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet
+from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet, wrong_partitions
 from codeconvoy.orchestrator.settings import Settings, load_settings
 from codeconvoy.orchestrator.telemetry import tracing
 from codeconvoy.schemas.codec import Codec
@@ -249,19 +249,6 @@ async def check_partitions(bus: Bus, topics: Topics) -> None:
     counts = await bus.partition_counts((topics.events, topics.jobs, topics.dead_letters))
     if (wrong := wrong_partitions(topics, counts)) is not None:
         raise wrong
-
-
-def wrong_partitions(topics: Topics, counts: Mapping[str, int]) -> BadInput | None:
-    """What to tell where a topic has another partition count than the settings say, as
-    `Fleet.prepare` does."""
-    for name, count in counts.items():
-        if count != topics.partitions:
-            return BadInput(
-                "partitions",
-                f"topic {name} has {count} partitions, the settings say {topics.partitions}",
-                f"Set CONVOY_PARTITIONS={count}, or use another CONVOY_PREFIX",
-            )
-    return None
 
 
 @asynccontextmanager

@@ -26,10 +26,9 @@ from codeconvoy.orchestrator.connection import (
     open_redis,
     redactor_of,
     roles_of,
-    wrong_partitions,
 )
 from codeconvoy.orchestrator.findings import Finding, Grade, bad, good
-from codeconvoy.orchestrator.fleet import SERVICE_ROLES
+from codeconvoy.orchestrator.fleet import SERVICE_ROLES, wrong_partitions
 from codeconvoy.orchestrator.model_health import look_at_models
 from codeconvoy.orchestrator.settings import Settings
 from codeconvoy.schemas.errors import BadInput, BusError, ConvoyError, Unavailable

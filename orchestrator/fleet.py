@@ -156,14 +156,22 @@ class Fleet:
         """
         settings = {item.name: item.config for item in self.topics.settings(self.all_roles())}
         await self.bus.create_topics(settings, self.topics.partitions)
-        for name, count in (await self.bus.partition_counts(list(settings))).items():
-            if count != self.topics.partitions:
-                raise BadInput(
-                    "partitions",
-                    f"topic {name} has {count} partitions, the settings say {self.topics.partitions}",
-                    f"Set CONVOY_PARTITIONS={count}, or use another CONVOY_PREFIX: a changed count "
-                    "would split the history of files",
-                )
+        counts = await self.bus.partition_counts(list(settings))
+        if (wrong := wrong_partitions(self.topics, counts)) is not None:
+            raise wrong
+
+
+def wrong_partitions(topics: Topics, counts: Mapping[str, int]) -> BadInput | None:
+    """What to tell where a topic has another partition count than the settings say."""
+    for name, count in counts.items():
+        if count != topics.partitions:
+            return BadInput(
+                "partitions",
+                f"topic {name} has {count} partitions, the settings say {topics.partitions}",
+                f"Set CONVOY_PARTITIONS={count}, or use another CONVOY_PREFIX: a changed count "
+                "would split the history of files",
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

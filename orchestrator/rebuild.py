@@ -152,7 +152,7 @@ class _Rebuild(Generic[S]):
         after: dict[str, S] = {}
         for record in batch:
             try:
-                state = after[record.key] if record.key in after else self._state(record.key)
+                state = after.get(record.key, self._state(record.key))
                 after[record.key], _ = self._what.step(state, record, self._now())
             except Undecodable as undecodable:
                 self._check_passed(record, undecodable)

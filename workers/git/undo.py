@@ -31,9 +31,10 @@ def undone(history: FileHistory, job_id: str) -> Undone | GaveUp | None:
     edit of the job, the latest first, is taken back by a three-way merge (as `git revert` does).
     """
     shown = sorted(history.ancestors((history.visible,)), key=lambda each: history.entries[each].seq)
-    own, touched = _own(history, shown, job_id), _touched(history, shown, job_id)
+    own = _own(history, shown, job_id)
     if not own:
         return None
+    touched = _touched(history, shown, own)
     before = [each for each in shown if each not in touched]
     others = [each for each in touched if each not in own and not _only_joins(history.entries[each])]
     last = before[-1] if before else ""
@@ -60,9 +61,8 @@ def _only_joins(entry: Entry) -> bool:
     return entry.event_type is EventType.CONFLICT_RESOLVED
 
 
-def _touched(history: FileHistory, shown: list[str], job_id: str) -> dict[str, None]:
-    """The job's edits and all that is built on them."""
-    own = frozenset(_own(history, shown, job_id))
+def _touched(history: FileHistory, shown: list[str], own: list[str]) -> dict[str, None]:
+    """The job's edits and all that is built on them, in order."""
     touched: dict[str, None] = {}
     for each in shown:
         edit = history.edit(each)

@@ -80,6 +80,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def state_name(name: str) -> str:
+    """Under which name the states of a fold are stored."""
+    return f"{name}.{STATES_VERSION}"
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """What every process of a fleet is made of."""
@@ -101,7 +106,7 @@ class Fleet:
 
     def store(self, name: str) -> RedisStore:
         """Where the fold engine of this name keeps its states."""
-        return RedisStore(self.redis, self.redis_prefix, f"{name}.{STATES_VERSION}")
+        return RedisStore(self.redis, self.redis_prefix, state_name(name))
 
     def projection(self) -> StoredProjection:
         """The projection, for readers."""

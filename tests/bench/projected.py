@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, TopicPartition
 from redis import Redis
 
+from codeconvoy.orchestrator.fleet import state_name
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.schemas.topics import Topics, partition_of
-from codeconvoy.workers.engine.state import OFFSET
+from codeconvoy.schemas.topics import Topics
+from codeconvoy.workers.engine.state import OFFSET, state_key
 from codeconvoy.workers.projection import StoredProjection
 from codeconvoy.workers.projector import JOBS
 from tests.bench.events import event_id, path_of
@@ -20,7 +21,8 @@ from tests.bench.fleet_parts import fleet_on
 from tests.bench.ground import Ground
 from tests.bench.load import SEED, WORKSPACE
 
-SECONDS = 900.0
+STILL_SECONDS = 60.0
+"""Without a step forward, after which there is none to come."""
 SAMPLE = 100
 PAUSE = 0.005
 
@@ -42,7 +44,7 @@ class Positions:
 
     def __init__(self, redis: Redis, topics: Topics, name: str) -> None:
         self._redis, self._numbers = redis, range(topics.partitions)
-        self._keys = [f"{{{topics.prefix}:{name}:{number}}}" for number in self._numbers]
+        self._keys = [hash_of(topics, name, number) for number in self._numbers]
 
     def now(self) -> Mapping[int, int]:
         """M of each partition."""
@@ -73,22 +75,23 @@ def wait_projected(
     what it had done by then does not count: neither start nor join of the process is in it.
 
     Raises:
-        RuntimeError: it does not get there; or `check` raises.
+        RuntimeError: it stands still before that; or `check` raises.
     """
     with Redis.from_url(ground.redis) as redis:
         positions = Positions(redis, topics, name)
         total, start = sum(ends.values()), sum(positions.now().values())
-        deadline = time.monotonic() + SECONDS
-        moved_at, moved_to, now = 0.0, start, start
+        moved_at, moved_to, now, step_at = 0.0, start, start, time.monotonic()
         while now < total:
             time.sleep(PAUSE)
             check()
-            found = positions.now()
+            found, before = positions.now(), now
             now = sum(min(found[number], end) for number, end in ends.items())
+            if now > before:
+                step_at = time.monotonic()
             if not moved_at and now > start:
                 moved_at, moved_to = time.monotonic(), now
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{name} stands at {now} of {total} after {SECONDS:.0f} s")
+            if time.monotonic() > step_at + STILL_SECONDS:
+                raise RuntimeError(f"{name} has stood at {now} of {total} for {STILL_SECONDS:.0f} s")
         return Passed(now - moved_to, time.monotonic() - moved_at if moved_at else 0.0)
 
 
@@ -119,6 +122,6 @@ def check_shown(
             )
 
 
-def hash_of(topics: Topics, name: str, key: str) -> str:
-    """The Redis key of the hash that holds a file key's fields."""
-    return f"{{{topics.prefix}:{name}:{partition_of(key, topics.partitions)}}}"
+def hash_of(topics: Topics, name: str, partition: int) -> str:
+    """The Redis key of the hash that holds what a fold made of a partition."""
+    return state_key(topics.prefix, state_name(name), partition)

@@ -14,6 +14,7 @@ from typing import Any
 from confluent_kafka.admin import AdminClient
 from redis import Redis
 
+from codeconvoy.orchestrator.fleet import state_name
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.projector import FILES, JOBS
@@ -22,7 +23,7 @@ from tests.bench.events import Log
 from tests.bench.figures import Figure
 from tests.bench.fleet_parts import run_process
 from tests.bench.ground import Ground, check_alive, children, cpu_seconds
-from tests.bench.projected import check_shown, ends_of, wait_projected
+from tests.bench.projected import check_shown, ends_of, hash_of, wait_projected
 
 FILE_COUNT = 1_000
 EVENTS = 200
@@ -88,7 +89,7 @@ def _sides(ground: Ground, topics: Topics, number: int) -> Iterator[Side]:
             redis=ground.redis,
             topic=topics.events,
             group=topics.group(stem),
-            stem=f"{topics.prefix}:{stem}",
+            stem=f"{topics.prefix}:{state_name(stem)}",
             coalesce=coalesce,
         )
         yield name, stem, baselines.project, [what]
@@ -100,7 +101,7 @@ def _written(ground: Ground, topics: Topics, stem: str) -> str:
     fields, size = 0, 0
     with Redis.from_url(ground.redis) as redis:
         for number in range(topics.partitions):
-            name = f"{{{topics.prefix}:{stem}:{number}}}"
+            name = hash_of(topics, stem, number)
             fields += int(redis.hlen(name))
             size += int(redis.memory_usage(name, samples=1_000) or 0)
     return f"{fields:,} fields, {size / 1e6:,.0f} MB"
@@ -115,4 +116,4 @@ def _erase(ground: Ground, topics: Topics, stem: str) -> None:
             deleted.result()
     with Redis.from_url(ground.redis) as redis:
         for number in range(topics.partitions):
-            redis.unlink(f"{{{topics.prefix}:{stem}:{number}}}")
+            redis.unlink(hash_of(topics, stem, number))

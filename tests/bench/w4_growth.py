@@ -21,6 +21,7 @@ import psutil
 from confluent_kafka import Consumer, Producer, TopicPartition
 from redis import Redis
 
+from codeconvoy.orchestrator.fleet import state_name
 from codeconvoy.orchestrator.rebuild import rebuild
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.topics import PARTITIONER, Topics, partition_of
@@ -220,7 +221,7 @@ def _copy_states(ground: Ground, topics: Topics) -> None:
     """The detector's states of these files are the projector's; its process takes them as its own."""
     with Redis.from_url(ground.redis) as redis:
         for number in range(topics.partitions):
-            redis.copy(f"{{{topics.prefix}:{FILES}:{number}}}", f"{{{topics.prefix}:{DETECTOR}:{number}}}")
+            redis.copy(hash_of(topics, FILES, number), hash_of(topics, DETECTOR, number))
 
 
 # Latency ----------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def _latencies(ground: Ground, topics: Topics, there: Files) -> list[float]:
             # So that the engine is not met at the same point of its turn each time.
             time.sleep(draw.uniform(0.0, 0.02))
             record = there.event(draw.randrange(len(there.next)))
-            name = hash_of(topics, FILES, record.key)
+            name = hash_of(topics, FILES, partition_of(record.key, topics.partitions))
             began = time.monotonic()
             offset = _append(producer, topics.events, record)
             while int(redis.hget(name, OFFSET) or 0) <= offset:
@@ -276,7 +277,7 @@ def _limits(ground: Ground, files: int) -> tuple[float, float]:
             redis=ground.redis,
             topic=topics.events,
             group=topics.group("hand"),
-            stem=f"{topics.prefix}:hand",
+            stem=f"{topics.prefix}:{state_name('hand')}",
             coalesce=False,
         )
         with children((baselines.project, [what])) as processes:

@@ -112,12 +112,17 @@ class StateStore(Protocol):
         ...
 
 
+def state_key(prefix: str, name: str, partition: int) -> str:
+    """The Redis key of the hash with a partition's states and its M: one slot of a cluster."""
+    return f"{{{prefix}:{name}:{partition}}}"
+
+
 class RedisStore:
     """States in Redis under `<prefix>:<name>:<partition>`. Every call may raise Unavailable."""
 
     def __init__(self, redis: Redis, prefix: str, name: str) -> None:
         self._redis = redis
-        self._stem = f"{prefix}:{name}"
+        self._prefix, self._name = prefix, name
         self._reads = BatchedReads(redis)
         self._commit = redis.register_script(_COMMIT)
         self._discard = redis.register_script(_DISCARD)
@@ -125,11 +130,11 @@ class RedisStore:
 
     def key(self, partition: int, shadow: bool = False) -> str:
         """The Redis key of a partition's hash; a rebuild writes to its shadow, in the same slot."""
-        return f"{{{self._stem}:{partition}}}" + (":shadow" if shadow else "")
+        return state_key(self._prefix, self._name, partition) + (":shadow" if shadow else "")
 
     def shadow(self) -> "RedisStore":
         """The same store, writing to the shadow hashes."""
-        return _ShadowStore(self._redis, self._stem)
+        return _ShadowStore(self._redis, self._prefix, self._name)
 
     async def take(self, partition: int, owner: str) -> int:
         """See `StateStore`."""
@@ -204,10 +209,6 @@ class RedisStore:
 
 class _ShadowStore(RedisStore):
     """The shadow hashes of a store, while a rebuild fills them."""
-
-    def __init__(self, redis: Redis, stem: str) -> None:
-        prefix, _, name = stem.rpartition(":")
-        super().__init__(redis, prefix, name)
 
     def key(self, partition: int, shadow: bool = True) -> str:
         """The shadow hash of a partition."""

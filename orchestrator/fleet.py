@@ -311,13 +311,18 @@ def _role(fleet: Fleet, role: str) -> Role:
         raise BadInput("role", f"there is no role {role!r}", f"Roles are: {known}") from None
 
 
-async def _run_all(engines: list[Engine], stop: asyncio.Event) -> None:
-    """Run the engines of one process; when one ends with an error, the others are told to stop."""
-    # The states in memory are many, live long, and hold no cycles: looking through them for cycles at
-    # Python's usual rate takes a third of a projector's time.
+def collect_rarely() -> None:
+    """What a process of a fleet asks of Python's garbage collector. The states in memory are many, live
+    long, and hold no cycles: looking through them at Python's usual rate takes a third of a projector's
+    time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
+
+
+async def _run_all(engines: list[Engine], stop: asyncio.Event) -> None:
+    """Run the engines of one process; when one ends with an error, the others are told to stop."""
+    collect_rarely()
 
     async def one(engine: Engine) -> None:
         try:

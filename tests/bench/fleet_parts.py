@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from codeconvoy.orchestrator.connection import open_redis
-from codeconvoy.orchestrator.fleet import Fleet, make_process, now_ms
+from codeconvoy.orchestrator.fleet import Fleet, collect_rarely, make_process, now_ms
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.attempts import RedisAttempts
@@ -74,7 +74,8 @@ def run_process(kafka: str, redis_url: str, topics: Topics, kind: str) -> None:
 
 
 async def run_pool(fleet: Fleet, role: str, handler: Handler, slots: int, stop: asyncio.Event) -> None:
-    """Run a pool engine on the queue of a role, wired as the fleet wires one."""
+    """Run a pool engine on the queue of a role, in a process that is set up as the fleet's are."""
+    collect_rarely()
     group = fleet.topics.group(f"worker.{role}")
     engine = PoolEngine(
         handler,

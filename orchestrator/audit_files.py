@@ -27,7 +27,7 @@ from codeconvoy.schemas.events import (
 )
 from codeconvoy.schemas.file_fold import Verdict, fold
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.schemas.job_facts import EventJudged, VerdictKind
+from codeconvoy.schemas.job_facts import Judgement, VerdictKind
 from codeconvoy.schemas.topics import Topics, file_key, partition_of
 from codeconvoy.workers import file_states
 from codeconvoy.workers.engine.bus import Record
@@ -219,7 +219,7 @@ class FilesAudit:
             self._read_reported(file, record, event_id, verdict)
             return
         told = self._claims.verdicts.pop((event_id, verdict.kind), None)
-        due = EventJudged(
+        due = Judgement(
             event_id=event_id,
             task_id=arrival.task_id,
             round=arrival.round,

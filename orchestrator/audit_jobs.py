@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from codeconvoy.orchestrator.audit_report import Check, Counts, Findings, Unreadable
 from codeconvoy.schemas import ids, job_fold
 from codeconvoy.schemas.codec import Codec
-from codeconvoy.schemas.job_facts import EventJudged, JobFact, JobFinished, ReadJudged, TaskDone, VerdictKind
+from codeconvoy.schemas.job_facts import (
+    EventJudged,
+    JobFact,
+    JobFinished,
+    Judgement,
+    ReadJudged,
+    TaskDone,
+    VerdictKind,
+)
 from codeconvoy.schemas.job_state import GIT_ROLE, JobState, TaskStatus
 from codeconvoy.schemas.job_step import emitted
 from codeconvoy.schemas.tasks import PublishWork
@@ -38,7 +46,7 @@ class Publication:
 class Claims:
     """What the job logs say of events, to be held against the events log."""
 
-    verdicts: dict[tuple[str, VerdictKind], EventJudged] = field(default_factory=dict)
+    verdicts: dict[tuple[str, VerdictKind], Judgement] = field(default_factory=dict)
     reads: set[tuple[str, str, bool]] = field(default_factory=set)
     """(reader, path that was read, whether it is fresh)."""
     written: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -85,7 +93,8 @@ class JobsAudit:
             case TaskDone() as done:
                 self._task_done(before, after, done)
             case EventJudged() as judged:
-                self._judged(fact, judged)
+                for judgement in judged.judgements:
+                    self._judged(fact, judgement)
             case ReadJudged(reader_event=reader, read_path=path, fresh=fresh):
                 self._claims.reads.add((reader, path, fresh))
             case JobFinished() as finished:
@@ -106,7 +115,7 @@ class JobsAudit:
             self._findings.add(Check.DOUBLED, after.job_id, what, done.task_id)
         self._done.add(key)
 
-    def _judged(self, fact: JobFact, judged: EventJudged) -> None:
+    def _judged(self, fact: JobFact, judged: Judgement) -> None:
         known = self._claims.verdicts.setdefault((judged.event_id, judged.verdict), judged)
         if known != judged:
             what = f"two reports contradict each other on {judged.path}"

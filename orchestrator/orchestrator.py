@@ -79,6 +79,10 @@ class Orchestrator:
         """See `FoldConsumer`."""
         return job_states.weight_of(state)
 
+    def together(self, outputs: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """See `FoldConsumer`."""
+        return outputs
+
     def wait(self, state: JobState) -> int | None:
         """The earliest wait that runs out."""
         return state.next_wait

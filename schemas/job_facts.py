@@ -5,6 +5,7 @@ detector (what became of each edit, conflict and read) and from the orchestrator
 deadline passed, finished). A fact that comes late or twice is ignored by the job's fold.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -226,7 +227,7 @@ class CallEnded(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeco
     """An attempt whose outcome is not known counts in full."""
 
 
-class EventJudged(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.EventJudged"):
+class Judgement(_Fact, frozen=True, kw_only=True):
     """The fold's verdict on an event of this job."""
 
     event_id: str
@@ -242,6 +243,25 @@ class EventJudged(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="code
     partition: int = -1
     offset: int = -1
     """Where the event stands on the events log: what a successor must have seen."""
+
+
+class EventJudged(Judgement, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.EventJudged"):
+    """The fold's verdict on an event of this job."""
+
+    also: tuple[Judgement, ...] = ()
+    """Further ones, reached after it and told together with it."""
+
+    @staticmethod
+    def of(judgements: Sequence[Judgement]) -> "EventJudged":
+        """One fact that says all of these, of which there is at least one."""
+        first, *others = judgements
+        return EventJudged(**msgspec.structs.asdict(first), also=tuple(others))
+
+    @property
+    def judgements(self) -> tuple[Judgement, ...]:
+        """All that it says, in order."""
+        fields = Judgement.__struct_fields__
+        return Judgement(**{name: getattr(self, name) for name in fields}), *self.also
 
 
 class ReadJudged(_Fact, frozen=True, kw_only=True, tag_field="-type", tag="codeconvoy.ReadJudged"):

@@ -27,6 +27,7 @@ from codeconvoy.schemas.job_facts import (
     JobFinished,
     JobStatus,
     JobSubmitted,
+    Judgement,
     Planned,
     ReadJudged,
     Reviewed,
@@ -97,7 +98,8 @@ def _dispatch(step: Step, payload: object, timestamp: int) -> None:
         case TaskFailed():
             _on_failed(step, payload)
         case EventJudged():
-            _on_judged(step, payload)
+            for judgement in (payload, *payload.also):
+                _on_judged(step, judgement)
         case ReadJudged():
             _on_read(step, payload)
         case FileForked():
@@ -222,7 +224,7 @@ def _conclude(step: Step, state: TaskState) -> None:
             advance(step, state.unit)
 
 
-def _on_judged(step: Step, fact: EventJudged) -> None:
+def _on_judged(step: Step, fact: Judgement) -> None:
     if step.is_news(fact.path, fact.partition, fact.offset):
         # A fork that this job has no part in is no matter of its own: nobody will tell it of the end.
         ours = fact.verdict is VerdictKind.FORKED or step.file(fact.path).forked
@@ -240,7 +242,7 @@ def _on_judged(step: Step, fact: EventJudged) -> None:
         advance(step, unit_id)
 
 
-def _on_verdict(step: Step, state: TaskState, fact: EventJudged) -> None:
+def _on_verdict(step: Step, state: TaskState, fact: Judgement) -> None:
     """An event of a task was judged."""
     placed = _placed(state, fact)
     if fact.event_id in placed.pending and fact.verdict not in (VerdictKind.OUTDATED, VerdictKind.DEFERRED):
@@ -259,7 +261,7 @@ def _on_verdict(step: Step, state: TaskState, fact: EventJudged) -> None:
         _moved(step, placed)
 
 
-def _placed(state: TaskState, fact: EventJudged) -> TaskState:
+def _placed(state: TaskState, fact: Judgement) -> TaskState:
     """A task that knows where its latest edit of its own file is on the log: from the first verdict on."""
     known = state.edited
     is_own = isinstance(state.task.work, EditWork | TestWork) and fact.path == task_subject(state.task)

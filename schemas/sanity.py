@@ -91,6 +91,10 @@ def _done(payload: job_facts.TaskDone) -> str:
     return _not_negative("round", payload.round) or _paths("events", [event.path for event in written])
 
 
+def _judgement(judgement: job_facts.Judgement) -> str:
+    return _not_negative("round", judgement.round) or _path("path", judgement.path)
+
+
 def _amounts(name: str, amounts: Any) -> str:
     fields: tuple[str, ...] = amounts.__struct_fields__
     return next(
@@ -109,9 +113,7 @@ _FACTS: dict[type, Callable[[Any], str]] = {
         _not_negative("round", payload.round) or _amounts("worst", payload.worst)
     ),
     job_facts.CallEnded: lambda payload: _amounts("spent", payload.spent),
-    job_facts.EventJudged: lambda payload: (
-        _not_negative("round", payload.round) or _path("path", payload.path)
-    ),
+    job_facts.EventJudged: lambda payload: next(filter(None, map(_judgement, (payload, *payload.also))), ""),
     job_facts.FileForked: lambda payload: _path("path", payload.path) or _conflict(payload),
     job_facts.FileSettled: lambda payload: _path("path", payload.path),
 }

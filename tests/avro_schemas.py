@@ -60,7 +60,7 @@ def _avro(of: shape.Type, seen: set[str]) -> Any:
     seen.add(name)
     named["doc"] = _one_line(of.cls.__doc__ or "")
     if isinstance(of, shape.StructType):
-        docs = _field_docs(of.cls)
+        docs = {name: doc for cls in reversed(_own_classes(of.cls)) for name, doc in _field_docs(cls).items()}
         rest["fields"] = [_field(field, docs.get(field.name), seen) for field in of.fields]
     return named | rest
 
@@ -71,6 +71,11 @@ def _field(field: shape.Field, doc: str | None, seen: set[str]) -> dict[str, Any
         default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
         made["default"] = json.loads(msgspec.json.encode(default))
     return made | ({"doc": doc} if doc else {})
+
+
+def _own_classes(cls: type) -> list[type]:
+    """The class and those of ours that it has fields from, itself first."""
+    return [one for one in cls.__mro__ if one.__module__ == cls.__module__]
 
 
 def _field_docs(cls: type) -> dict[str, str]:

@@ -7,7 +7,7 @@ import msgspec
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.events import Event
 from codeconvoy.schemas.file_history import FileHistory
-from codeconvoy.schemas.job_facts import FactPayload, JobFact
+from codeconvoy.schemas.job_facts import EventJudged, FactPayload, JobFact, Judgement
 from codeconvoy.schemas.topics import Topics, file_key
 from codeconvoy.workers.detector import Detector, DetectorState
 from codeconvoy.workers.engine.bus import Outgoing, Record
@@ -24,7 +24,7 @@ class DetectorLoop:
         self.topics = Topics()
         self.detector = Detector(CODEC, self.topics)
         self.log: list[Event] = []
-        self.facts: list[tuple[str, FactPayload]] = []
+        self.facts: list[tuple[str, FactPayload | Judgement]] = []
         """Job id and word, in order."""
         self.now = 0
         self._states: dict[str, DetectorState] = {}
@@ -74,11 +74,13 @@ class DetectorLoop:
         return self._states.get(key) or self.detector.empty(key)
 
     def _take(self, outputs: Iterable[Outgoing]) -> None:
-        for output in outputs:
+        for output in self.detector.together(list(outputs)):
             if output.topic == self.topics.events:
                 event = CODEC.decode(output.value, Event)
                 assert output.key == file_key(event.workspace, event.file_path)
                 self.log.append(event)
             else:
                 fact = CODEC.decode(output.value, JobFact)
-                self.facts.append((fact.job_id, fact.payload))
+                payload = fact.payload
+                words = payload.judgements if isinstance(payload, EventJudged) else (payload,)
+                self.facts.extend((fact.job_id, word) for word in words)

@@ -102,6 +102,10 @@ class Detector:
         """See `FoldConsumer`."""
         return file_states.weight_of(state.history)
 
+    def together(self, outputs: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """See `FoldConsumer`."""
+        return self._pen.together(outputs)
+
     def wait(self, state: DetectorState) -> int | None:
         """A claim's deadline."""
         return state.history.claim.deadline if state.history.claim else None

@@ -59,6 +59,10 @@ class FileProjector:
         """See `FoldConsumer`."""
         return fold(state, decoded(self._codec, record, Event))[0], ()
 
+    def together(self, outputs: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """See `FoldConsumer`."""
+        return outputs
+
     def wait(self, state: FileHistory) -> int | None:
         """The projection waits for nothing."""
         return None
@@ -96,6 +100,10 @@ class JobProjector:
     def step(self, state: JobState, record: Record, now: int) -> tuple[JobState, Sequence[Outgoing]]:
         """See `FoldConsumer`."""
         return job_fold.fold(state, decoded(self._codec, record, JobFact))[0], ()
+
+    def together(self, outputs: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """See `FoldConsumer`."""
+        return outputs
 
     def wait(self, state: JobState) -> int | None:
         """The projection waits for nothing."""

@@ -1,7 +1,7 @@
 """Reads what the file fold says of an event, writes `events` and `jobs`: what the detector tells of it."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from codeconvoy.schemas import ids
@@ -25,6 +25,7 @@ from codeconvoy.schemas.job_facts import (
     FileForked,
     FileSettled,
     JobFact,
+    Judgement,
     ReadJudged,
     VerdictKind,
 )
@@ -41,6 +42,8 @@ UNREPORTED = frozenset(
     }
 )
 """What the jobs hear of in other words."""
+AT_ONCE = 100
+"""Verdicts that one fact tells a job of."""
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +63,13 @@ class Author:
         later = max((history.entries[head] for head in heads), key=lambda entry: entry.seq)
         conflict_id = ids.conflict_id(history.workspace, history.path, heads)
         return Author(history.workspace, history.path, later.job_id, conflict_id, 1)
+
+
+class Word(Outgoing, frozen=True, gc=False, kw_only=True):
+    """A verdict that its job is to be told of. It has no value: `Pen.together` writes it."""
+
+    judgement: Judgement
+    now: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +111,64 @@ class Pen:
         )
         return self._written(self.topics.events, file_key(author.workspace, author.path), event)
 
+    def verdict(self, job_id: str, judgement: Judgement, now: int) -> Word:
+        """A verdict that a job is to be told of."""
+        return Word(self.topics.jobs, job_id, b"", judgement=judgement, now=now)
+
+    def together(self, outputs: Sequence[Outgoing]) -> list[Outgoing]:
+        """What is written of one transaction's outputs: verdicts for one job that follow on each other, in
+        the same trace, are one fact. For whoever folds them, a record costs as much as a verdict."""
+        runs: list[list[Word] | Outgoing] = []
+        latest: dict[str, list[Word]] = {}
+        for output in outputs:
+            run = latest.get(output.key)
+            if not isinstance(output, Word):
+                latest.pop(output.key, None)
+                runs.append(output)
+            elif run is not None and len(run) < AT_ONCE and run[0].headers == output.headers:
+                run.append(output)
+            else:
+                latest[output.key] = run = [output]
+                runs.append(run)
+        return [
+            output for run in runs for output in ([run] if isinstance(run, Outgoing) else self._verdicts(run))
+        ]
+
+    def _verdicts(self, words: Sequence[Word]) -> list[Outgoing]:
+        """One fact for all; one for each where that can't be written."""
+        first, judged = words[0], EventJudged.of([word.judgement for word in words])
+        fact = self._fact(first.key, judged, words[-1].now, (judged.event_id, judged.verdict))
+        try:
+            value = self.codec.encode(fact)
+        except Unencodable as error:
+            if judged.also:
+                return [output for word in words for output in self._verdicts([word])]
+            return self._left_out(first.key, fact, error)
+        return [Outgoing(first.topic, first.key, value, first.headers)]
+
     def fact(self, job_id: str, payload: FactPayload, now: int, *identity: str | int) -> list[Outgoing]:
         """A word to a job."""
-        fact = JobFact(
+        return self._written(self.topics.jobs, job_id, self._fact(job_id, payload, now, identity))
+
+    def _fact(self, job_id: str, payload: FactPayload, now: int, identity: Sequence[str | int]) -> JobFact:
+        return JobFact(
             fact_id=ids.derived("fact", job_id, type(payload).__name__, *identity),
             job_id=job_id,
             timestamp=now,
             source=DETECTOR,
             payload=payload,
         )
-        return self._written(self.topics.jobs, job_id, fact)
 
     def _written(self, topic: str, key: str, record: Event | JobFact) -> list[Outgoing]:
         try:
             return [Outgoing(topic, key, self.codec.encode(record))]
         except Unencodable as error:
-            what = type(record.payload).__name__
-            logger.error("%s about %.200s is left out, it can't be written: %s", what, key, error)
-            return []
+            return self._left_out(key, record, error)
+
+    def _left_out(self, key: str, record: Event | JobFact, error: Unencodable) -> list[Outgoing]:
+        what = type(record.payload).__name__
+        logger.error("%s about %.200s is left out, it can't be written: %s", what, key, error)
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +221,9 @@ class Report:
             self._event_judged(event_id, entry, verdict)
 
     def _event_judged(self, event_id: str, by: Entry | Reader, verdict: Verdict) -> None:
-        payload = EventJudged(
+        if not by.job_id:
+            return
+        judgement = Judgement(
             event_id=event_id,
             task_id=by.task_id,
             round=by.round,
@@ -183,7 +235,7 @@ class Report:
             partition=self.record.partition,
             offset=self.record.offset,
         )
-        self._tell({by.job_id}, payload, event_id, verdict.kind)
+        self.outputs.append(self.pen.verdict(by.job_id, judgement, self.now))
 
     def _read_judged(self, reader: Reader, version: str, kind: VerdictKind) -> None:
         """Answer whether what was read is (still) what readers see."""

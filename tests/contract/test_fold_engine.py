@@ -62,6 +62,9 @@ class Counting:
     def weigh(self, state: int) -> int:
         return 1_000
 
+    def together(self, outputs: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        return outputs
+
     def wait(self, state: int) -> int | None:
         return None
 

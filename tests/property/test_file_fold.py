@@ -22,7 +22,7 @@ from codeconvoy.schemas.events import (
 from codeconvoy.schemas.file_fold import fold
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.hunks import make_patch
-from codeconvoy.schemas.job_facts import FileForked, FileSettled, JobFact, VerdictKind
+from codeconvoy.schemas.job_facts import EventJudged, FileForked, FileSettled, JobFact, Judgement, VerdictKind
 from codeconvoy.schemas.job_state import JobState
 from codeconvoy.workers import file_states
 from tests.builders import BASE, WORKSPACE, FileLog, event, executed, read_noted, review, voided
@@ -319,7 +319,8 @@ def told_of_forks(loop: DetectorLoop) -> None:
 def believing_in_a_fork(loop: DetectorLoop) -> set[str]:
     """The jobs that wait for the file to have one head, by what the fold of their log says."""
     jobs: dict[str, JobState] = {}
-    for number, (job, word) in enumerate(loop.facts):
+    for number, (job, told) in enumerate(loop.facts):
+        word = EventJudged.of([told]) if isinstance(told, Judgement) else told
         state = jobs.get(job) or JobState(job_id=job, spec=spec())
         fact = JobFact(fact_id=f"f{number}", job_id=job, timestamp=0, source="detector", payload=word)
         jobs[job], _ = job_fold.fold(state, fact)

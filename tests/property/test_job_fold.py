@@ -13,6 +13,7 @@ from codeconvoy.schemas.events import Consistency
 from codeconvoy.schemas.job_facts import (
     Checked,
     Emitted,
+    EventJudged,
     FactPayload,
     Imported,
     ImportedFile,
@@ -115,7 +116,16 @@ class RandomWorld(JobWorld):
                 pass
 
     def deliver(self, at: int) -> None:
-        self.say(self.later.pop(at))
+        """What is on its way arrives: verdicts that follow on each other perhaps in one fact."""
+        first = self.later.pop(at)
+        judged = list(first.judgements) if isinstance(first, EventJudged) else []
+        while judged and at < len(self.later) and self.likely(0.5):
+            following = self.later[at]
+            if not isinstance(following, EventJudged):
+                break
+            judged += following.judgements
+            del self.later[at]
+        self.say(EventJudged.of(judged) if judged else first)
 
     def open_conflict(self, path: str) -> None:
         if path not in self.conflicts:

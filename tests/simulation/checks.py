@@ -11,9 +11,11 @@ from codeconvoy.schemas.events import Event, ResolutionFailed
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.schemas.job_facts import (
     DeadlinePassed,
+    EventJudged,
     JobFact,
     JobFinished,
     JobStatus,
+    Judgement,
     TaskDispatched,
     TaskDone,
     TaskFailed,
@@ -25,6 +27,7 @@ from codeconvoy.workers.detector import NAME as DETECTOR
 from codeconvoy.workers.detector import Detector, DetectorState
 from codeconvoy.workers.engine.bus import Outgoing, Record
 from codeconvoy.workers.projector import FILES, JOBS, FileProjector, JobProjector
+from codeconvoy.workers.report import Word
 from tests.simulation.fleet import SimFleet
 from tests.simulation.refold import MAX_SHOWN, Refold, differences, records_of, refold
 from tests.simulation.world import CODEC
@@ -102,9 +105,10 @@ def _outputs(fleet: SimFleet, folded: Folded) -> Iterator[str]:
         wrote = Counter(
             [("event", event.event_id) for event in folded.events if event.role == name and not _late(event)]
             + [
-                ("fact", fact.fact_id)
+                identity
                 for fact in folded.facts
                 if fact.source == name and not isinstance(fact.payload, BY_THE_CLOCK)
+                for identity in _said(fact)
             ]
         )
         if name == ORCHESTRATOR:
@@ -127,11 +131,24 @@ def _identities(fleet: SimFleet, outputs: Iterable[Outgoing]) -> Counter[tuple[s
     for output in outputs:
         if output.topic == fleet.topics.events:
             found["event", CODEC.decode(output.value, Event).event_id] += 1
+        elif isinstance(output, Word):
+            found[_verdict(output.key, output.judgement)] += 1
         elif output.topic == fleet.topics.jobs:
-            found["fact", CODEC.decode(output.value, JobFact).fact_id] += 1
+            found.update(_said(CODEC.decode(output.value, JobFact)))
         else:
             found["task", _identity(CODEC.decode(output.value, Task))] += 1
     return found
+
+
+def _said(fact: JobFact) -> list[tuple[str, str]]:
+    """What a fact says: which verdicts are told together is a matter of when they were reached."""
+    if isinstance(fact.payload, EventJudged):
+        return [_verdict(fact.job_id, one) for one in fact.payload.judgements]
+    return [("fact", fact.fact_id)]
+
+
+def _verdict(job_id: str, judgement: Judgement) -> tuple[str, str]:
+    return "verdict", f"{job_id} {judgement.event_id} {judgement.verdict}"
 
 
 def _identity(task: Task) -> str:

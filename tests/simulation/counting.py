@@ -103,6 +103,10 @@ class Counting:
     def weigh(self, state: Count) -> int:
         return 1_000
 
+    def together(self, outputs: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """See `FoldConsumer`."""
+        return outputs
+
     def wait(self, state: Count) -> int | None:
         """See `FoldConsumer`."""
         return state.until

@@ -16,7 +16,7 @@ from codeconvoy.schemas.events import (
     Strategy,
 )
 from codeconvoy.schemas.file_history import MAX_ENTRIES
-from codeconvoy.schemas.job_facts import EventJudged, FileForked, FileSettled, ReadJudged, VerdictKind
+from codeconvoy.schemas.job_facts import FileForked, FileSettled, Judgement, ReadJudged, VerdictKind
 from tests.builders import BASE, FileLog, event, read_noted, review
 from tests.detector_loop import DetectorLoop
 
@@ -50,13 +50,13 @@ def told(loop: DetectorLoop, kind: type) -> list[tuple[str, object]]:
 
 def test_every_verdict_reaches_its_job() -> None:
     _, loop = forked(changed(0, b"A\n"), changed(6, b"B\n"), REWORK)
-    judged = [(job, word.event_id, word.verdict) for job, word in loop.facts if isinstance(word, EventJudged)]
+    judged = [(job, word.event_id, word.verdict) for job, word in loop.facts if isinstance(word, Judgement)]
     assert judged[:3] == [
         ("j0", "base", VerdictKind.ACCEPTED),
         ("j1", "left", VerdictKind.ACCEPTED),
         ("j2", "right", VerdictKind.FORKED),
     ]
-    words = [word for _, word in loop.facts if isinstance(word, EventJudged)]
+    words = [word for _, word in loop.facts if isinstance(word, Judgement)]
     assert [(word.offset, word.visible, word.heads) for word in words[:3]] == [
         (0, "base", ("base",)),
         (1, "left", ("left",)),
@@ -93,7 +93,7 @@ def test_a_job_whose_fork_an_overtaken_resolution_has_joined_is_told_that_it_is_
     loop.fold()
     assert not loop.history("a.txt").forked
     words = [word for job, word in loop.facts if job == "j"]
-    assert isinstance(words[0], EventJudged) and words[0].verdict is VerdictKind.FORKED
+    assert isinstance(words[0], Judgement) and words[0].verdict is VerdictKind.FORKED
     assert isinstance(words[-1], FileSettled) and not words[-1].forked
 
 
@@ -308,8 +308,8 @@ def test_what_is_outdated_is_told_before_the_verdict_that_outdated_it() -> None:
     loop.facts.clear()
     loop.append(log.events[1])
     loop.fold()
-    assert [type(word).__name__ for _, word in loop.facts] == ["EventJudged", "ReadJudged", "EventJudged"]
-    assert [word.verdict for _, word in loop.facts if isinstance(word, EventJudged)] == [
+    assert [type(word).__name__ for _, word in loop.facts] == ["Judgement", "ReadJudged", "Judgement"]
+    assert [word.verdict for _, word in loop.facts if isinstance(word, Judgement)] == [
         VerdictKind.OUTDATED,
         VerdictKind.ACCEPTED,
     ]
@@ -342,7 +342,7 @@ def test_what_fits_into_no_record_is_left_out_and_the_file_goes_on() -> None:
     loop.append(*log.events)
     loop.fold()
     assert loop.history("a.txt").visible == "next"
-    assert [word.event_id for _, word in loop.facts if isinstance(word, EventJudged)] == ["next"]
+    assert [word.event_id for _, word in loop.facts if isinstance(word, Judgement)] == ["next"]
 
 
 def test_a_conflict_that_fits_into_no_record_is_neither_opened_nor_waited_for() -> None:

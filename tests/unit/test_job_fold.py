@@ -16,6 +16,7 @@ from codeconvoy.schemas.job_facts import (
     CancelRequested,
     DeadlinePassed,
     Emitted,
+    EventJudged,
     Imported,
     ImportedFile,
     JobFact,
@@ -1080,3 +1081,26 @@ def test_the_stored_job_is_the_job() -> None:
         return [fields.get(name) for name in names]
 
     assert asyncio.run(job_states.load(JOB, read)) == world.state
+
+
+def test_verdicts_in_one_fact_count_as_if_they_came_one_by_one() -> None:
+    def told(together: bool) -> JobWorld:
+        world = JobWorld(spec(pipeline=Pipeline(review=("r",), test=())))
+        world.imports("a.py", "b.py")
+        edits = []
+        for task, _ in world.open(EditWork):
+            edit = Emitted(path=task.path, event_id=event_id(task, task.path), is_edit=True)
+            world.say(
+                TaskDone(task_id=task.task_id, round=1, agent_id="agent", result=Worked(events=(edit,)))
+            )
+            edits.append(world.verdict(task, edit))
+        world.say(
+            *([EventJudged.of([one for edit in edits for one in edit.judgements])] if together else edits)
+        )
+        return world
+
+    one, many = told(together=True), told(together=False)
+    assert len(one.log) < len(many.log)
+    assert [task.task_id for task in one.queue] == [task.task_id for task in many.queue]
+    assert one.state.files == many.state.files and one.state.tally == many.state.tally
+    assert {task.role for task in one.waiting()} == {"r"} and len(one.waiting()) == 2

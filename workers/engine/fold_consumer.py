@@ -45,6 +45,11 @@ class FoldConsumer(Protocol[S]):
         """
         ...
 
+    def together(self, outputs: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        """How the outputs of one transaction are written: all that they say, in no more records, and for
+        each key of a topic in the same order."""
+        ...
+
     def wait(self, state: S) -> int | None:
         """When (milliseconds since the epoch) `due` is to be asked for this state."""
         ...

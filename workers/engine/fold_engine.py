@@ -347,7 +347,7 @@ class FoldEngine(Generic[S]):
             for number, batch in batches.items()
             if batch.position >= self._partitions[number].live_from
         }
-        outputs = [output for batch in batches.values() for output in batch.outputs]
+        outputs = self._what.together([output for batch in batches.values() for output in batch.outputs])
         if outputs:
             await self._transaction(producer, consumer, outputs, live)
         elif live:

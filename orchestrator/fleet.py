@@ -66,7 +66,7 @@ SERVICE_ROLES = (GIT_ROLE, RUNNER_ROLE)
 SERVICE_SLOTS = {GIT_ROLE: 4, RUNNER_ROLE: 4}
 COLLECT_AFTER = (50_000, 20, 100)
 """Python's cyclic garbage collector: new objects, and collections of each younger generation."""
-STATES_VERSION = 2
+STATES_VERSION = 3
 """Of the folds' rules and of how their states are laid out. A process takes no state of another version:
 it folds its own from the log, in silence. What Redis holds of others can be deleted."""
 RESTART_SECONDS = (0.5, 10.0)

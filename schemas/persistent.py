@@ -4,7 +4,7 @@ The states of the folds are frozen values. Copying a dict of all tasks of a job 
 make a job's cost grow with the square of its size.
 """
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import Generic, TypeVar, overload
 
 V = TypeVar("V")
@@ -104,6 +104,10 @@ class PersistentMap(Mapping[str, V]):
                 return default if found is None else found
         return now.get(key, default)
 
+    def lookup(self) -> Callable[[str], V | None]:
+        """`get`, at its fastest, for as long as no version is derived from this one."""
+        return self._dict.get if self._dict is not None else self.get
+
     def __contains__(self, key: object) -> bool:
         return (key in self._dict) if self._dict is not None else self.get(str(key)) is not None
 
@@ -142,10 +146,11 @@ def _change(whole: dict[str, V], changes: Mapping[str, V | None]) -> dict[str, V
 class Draft(Generic[V]):
     """A mapping while several of its values are changed: becomes the next version of it at once."""
 
-    __slots__ = ("_base", "_changes", "_len")
+    __slots__ = ("_base", "_changes", "_len", "_under")
 
     def __init__(self, base: PersistentMap[V]) -> None:
         self._base = base
+        self._under = base.lookup()
         self._changes: dict[str, V] = {}
         self._len = len(base)
 
@@ -153,23 +158,28 @@ class Draft(Generic[V]):
         """The mapping with all that was put into it so far."""
         if self._changes:
             self._base, self._changes = self._base.updated(self._changes), {}
+            self._under = self._base.lookup()
         return self._base
 
     def put(self, key: str, value: V) -> None:
         """Set a value."""
-        if key not in self._changes and key not in self._base:
+        if key not in self:
             self._len += 1
         self._changes[key] = value
 
     def get(self, key: str) -> V | None:
         """The value of a key, or None."""
-        return self._changes[key] if key in self._changes else self._base.get(key)
+        found = self._changes.get(key)
+        return self._under(key) if found is None else found
 
     def __getitem__(self, key: str) -> V:
-        return self._changes[key] if key in self._changes else self._base[key]
+        found = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
 
     def __contains__(self, key: str) -> bool:
-        return key in self._changes or key in self._base
+        return self.get(key) is not None
 
     def __len__(self) -> int:
         return self._len

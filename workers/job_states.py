@@ -91,6 +91,7 @@ class _Standing(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     repairs: int
     reason: str
     sent: int = 0
+    edited: Former | None = None
 
 
 class _Work(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -101,7 +102,6 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     events: tuple[Emitted, ...]
     told: tuple[tuple[str, int], ...]
     result: Result | None
-    edited: Former | None = None
 
 
 def job_field(job_id: str) -> str:
@@ -250,6 +250,7 @@ def _task(changes: dict[str, bytes | None], job_id: str, old: TaskState | None, 
         repairs=state.repairs,
         reason=state.reason,
         sent=state.sent,
+        edited=state.edited,
     )
     changes[_field(_TASK, job_id, state.number)] = _pack(standing)
     if old is None or any(getattr(old, name) is not getattr(state, name) for name in _Work.__struct_fields__):
@@ -259,7 +260,6 @@ def _task(changes: dict[str, bytes | None], job_id: str, old: TaskState | None, 
             events=state.events,
             told=state.told,
             result=state.result,
-            edited=state.edited,
         )
         changes[_field(_WORK, job_id, state.number)] = _pack(work)
 
@@ -350,7 +350,7 @@ def _state(number: int, standing: _Standing, work: _Work) -> TaskState:
         events=work.events,
         told=work.told,
         result=work.result,
-        edited=work.edited,
+        edited=standing.edited,
         refusal=standing.refusal,
         stale=standing.stale,
         repairs=standing.repairs,

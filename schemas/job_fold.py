@@ -384,7 +384,10 @@ def _on_deadline(step: Step, fact: DeadlinePassed, timestamp: int) -> None:
         step.wait_anew(fact.task_id, state)
         return
     seconds = step.spec.task_deadline_seconds
-    reason = f"no answer from role {role} within {seconds} s; is `convoy worker {role}` running?"
+    reason = (
+        f"no answer from role {role} within {seconds} s; is `convoy worker {role}` running, and does all "
+        "that it calls answer? `convoy doctor` tells"
+    )
     step.void(state, reason)
     if step.can_retry(state) and not isinstance(state.task.work, ResolveWork):
         step.send_again(state, reason)

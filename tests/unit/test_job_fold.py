@@ -547,7 +547,10 @@ def test_a_task_nobody_answers_is_voided_sent_again_and_at_last_fails() -> None:
         voided = world.recorded[-1].payload
         assert voided == RoundVoided(task_id=task.task_id, round=round_, reason=voided.reason)  # type: ignore[union-attr]
     world.publishes()
-    world.ended(JobStatus.FAILED, "is `convoy worker generator` running?")
+    world.ended(
+        JobStatus.FAILED,
+        "is `convoy worker generator` running, and does all that it calls answer? `convoy doctor` tells",
+    )
     assert len(world.recorded) == 3
 
 

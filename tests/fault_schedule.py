@@ -1,6 +1,6 @@
 """Reads a seed, writes nothing: which faults strike a fleet at work, and in what order.
 
-    CONVOY_FAULT_SEED=7 pytest tests/integration/test_faults.py -k schedule
+    CONVOY_FAULT_SEED=7 pytest tests/faults/test_faults.py -k schedule
 
 Every schedule scales a role from one worker to four and back, and restarts every process in turn;
 what is killed, stopped or restarted besides, at which step and when, is drawn.

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 from codeconvoy.schemas.errors import ConvoyError
 from tests.services import kafka_for_tests, redis_for_tests
 
-TRACKS = (("unit", "property"), ("contract", "e2e"), ("integration",))
+TRACKS = (("unit", "property", "faults"), ("contract", "e2e"), ("integration",))
 """Side by side; the suites of a track one after the other."""
 LAST = "simulation"
 

@@ -119,7 +119,7 @@ def test_a_schedule_of_faults_drawn_from_a_seed(here: World, tmp_path: Path) -> 
     seed = int(os.environ.get(SEED_VARIABLE, "1"))
     faults = schedule(seed)
     print(
-        f"replay: {SEED_VARIABLE}={seed} pytest tests/integration/test_faults.py -k schedule",
+        f"replay: {SEED_VARIABLE}={seed} pytest tests/faults/test_faults.py -k schedule",
         *faults,
         sep="\n",
     )

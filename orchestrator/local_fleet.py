@@ -44,14 +44,19 @@ FOLDS = (("orchestrator", 2), ("projector", 3), ("detector", 1))
 
 
 async def choose_roles(
-    known: Mapping[str, Role], credentials: Credentials, wanted: str
+    known: Mapping[str, Role], credentials: Credentials, wanted: str | None
 ) -> tuple[tuple[str, ...], Mapping[str, BadInput], tuple[str, ...]]:
     """The roles to start, why each other one is left out, and what could not be told of a model.
 
+    Args:
+        wanted: names of roles, separated by commas; None: all that can run.
+
     Raises:
-        BadInput: a role that was asked for does not exist or can't run.
+        BadInput: none is named, or one that is does not exist or can't run.
     """
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    names = [name.strip() for name in (wanted or "").split(",") if name.strip()]
+    if wanted is not None and not names:
+        raise BadInput("roles", "none is named", "Name some, separated by commas, or leave it out for all")
     for name in names:
         if name not in known:
             raise BadInput("roles", f"there is no role {name!r}", f"Roles are: {', '.join(sorted(known))}")

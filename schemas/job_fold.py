@@ -207,9 +207,10 @@ def _conclude(step: Step, state: TaskState) -> None:
             on_imported(step, imported)
         case Planned() as planned:
             on_planned(step, planned)
-        case Checked(passed=passed, executed=executed, detail=detail):
+        case Checked(passed=passed, executed=executed, exit_code=exit_code, detail=detail):
             if executed and not passed:
-                step.ends(JobStatus.FAILED, f"the check failed: {detail[-500:]}")
+                said = f": {detail[-500:]}" if detail.strip() else ", without a word"
+                step.ends(JobStatus.FAILED, f"the check failed with exit status {exit_code}{said}")
             elif not executed:
                 step.ends(JobStatus.FAILED, f"the check was not run: {detail}")
         case Reviewed(approved=approved):

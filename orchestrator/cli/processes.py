@@ -15,6 +15,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from redis.exceptions import RedisError
 
+from codeconvoy.orchestrator.cli.common import not_empty
 from codeconvoy.orchestrator.connection import connect, find_redactor, redis_unavailable
 from codeconvoy.orchestrator.fleet import make_process
 from codeconvoy.orchestrator.logs import log_to_stderr
@@ -30,10 +31,11 @@ NO_METRICS = -1
 logger = logging.getLogger(__name__)
 
 InstanceOption = Annotated[
-    str,
+    str | None,
     typer.Option(
+        callback=not_empty("--instance", "Give a name, or leave it out"),
         help="Names this process among those of its kind, the same after a restart. "
-        "Two at once with one name: the older one is fenced off. Default: host and process id."
+        "Two at once with one name: the older one is fenced off. Default: host and process id.",
     ),
 ]
 MetricsOption = Annotated[
@@ -50,7 +52,7 @@ SupervisedOption = Annotated[
 
 
 def orchestrator(
-    instance: InstanceOption = "", metrics_port: MetricsOption = None, supervised: SupervisedOption = False
+    instance: InstanceOption = None, metrics_port: MetricsOption = None, supervised: SupervisedOption = False
 ) -> None:
     """Drive jobs: read the jobs log, hand out tasks.
 
@@ -60,7 +62,7 @@ def orchestrator(
 
 
 def projector(
-    instance: InstanceOption = "", metrics_port: MetricsOption = None, supervised: SupervisedOption = False
+    instance: InstanceOption = None, metrics_port: MetricsOption = None, supervised: SupervisedOption = False
 ) -> None:
     """Keep the projection in Redis up to the logs.
 
@@ -70,7 +72,7 @@ def projector(
 
 
 def detector(
-    instance: InstanceOption = "", metrics_port: MetricsOption = None, supervised: SupervisedOption = False
+    instance: InstanceOption = None, metrics_port: MetricsOption = None, supervised: SupervisedOption = False
 ) -> None:
     """Find conflicts and settle them; report every verdict to its job.
 
@@ -81,7 +83,7 @@ def detector(
 
 def worker(
     role: Annotated[str, typer.Argument(help="A role of `convoy roles`, or git or runner.")],
-    instance: InstanceOption = "",
+    instance: InstanceOption = None,
     metrics_port: MetricsOption = None,
     supervised: SupervisedOption = False,
 ) -> None:
@@ -100,7 +102,9 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel=PANEL)(command)
 
 
-def run_process(kind: str, role: str, instance: str, metrics_port: int | None, supervised: bool) -> None:
+def run_process(
+    kind: str, role: str, instance: str | None, metrics_port: int | None, supervised: bool
+) -> None:
     """Run one process of the fleet until SIGTERM or SIGINT, then drain.
 
     Raises:

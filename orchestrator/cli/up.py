@@ -65,8 +65,8 @@ def up(
     ] = BrokerChoice.AUTO,
     workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Processes for each role.")] = 1,
     roles: Annotated[
-        str, typer.Option(help="Roles to start, separated by commas. Default: all that can run now.")
-    ] = "",
+        str | None, typer.Option(help="Roles to start, separated by commas. Default: all that can run now.")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Directory for logs, data and fleet.json. Default: CONVOY_DATA, or .convoy."),

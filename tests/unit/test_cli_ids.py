@@ -50,6 +50,8 @@ def no_fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
         (("audit",), "job"),
         (("task", "show"), "TASK"),
         (("forget", "--yes"), "WORKSPACE"),
+        (("worker", "git", "--instance"), "--instance"),
+        (("projector", "--instance"), "--instance"),
         (("state", "a.py", "-w"), "--workspace"),
         (("state", "a.py", "--at"), "--at"),
         (("log", "a.py", "-w"), "--workspace"),

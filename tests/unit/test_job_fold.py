@@ -14,6 +14,7 @@ from codeconvoy.schemas.errors import IllegalCommand
 from codeconvoy.schemas.events import ResolutionFailed, RoundVoided, Strategy
 from codeconvoy.schemas.job_facts import (
     CancelRequested,
+    Checked,
     DeadlinePassed,
     Emitted,
     EventJudged,
@@ -899,13 +900,21 @@ def test_a_job_with_a_check_succeeds_when_it_passes() -> None:
 
 @pytest.mark.parametrize(
     ("passed", "executed", "reason"),
-    [(False, True, "check failed"), (False, False, "not run"), (True, False, "not run")],
+    [(False, True, "failed with exit status 1: log"), (False, False, "not run"), (True, False, "not run")],
 )
 def test_a_job_whose_check_fails_or_is_not_run_has_failed(passed: bool, executed: bool, reason: str) -> None:
     world = checked_job()
     world.checks(passed=passed, executed=executed)
     world.publishes()
     world.ended(JobStatus.FAILED, reason)
+
+
+def test_a_check_that_says_nothing_has_failed_with_its_exit_status() -> None:
+    world = checked_job()
+    task, _ = world.one(CheckWork)
+    world.done(task, Checked(passed=False, executed=True, exit_code=3, detail="\n"))
+    world.publishes()
+    world.ended(JobStatus.FAILED, "the check failed with exit status 3, without a word")
 
 
 def test_a_check_that_can_not_be_done_fails_the_job() -> None:

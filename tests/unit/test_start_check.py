@@ -114,10 +114,13 @@ def test_up_leaves_out_what_can_not_run_and_refuses_what_was_asked_for() -> None
             "gone": role("openai", server.url, "gone", name="gone"),
             "none": Role("none", RoleKind.EDIT, "", ""),
         }
-        started, left, notes = asyncio.run(choose_roles(roles, KEYS, ""))
+        started, left, notes = asyncio.run(choose_roles(roles, KEYS, None))
         assert (started, notes) == (("good",), ()) and set(left) == {"gone", "none"}
         with pytest.raises(BadInput, match="no model 'gone'"):
             asyncio.run(choose_roles(roles, KEYS, "good,gone"))
+        for nothing in ("", " ,"):
+            with pytest.raises(BadInput, match="none is named"):
+                asyncio.run(choose_roles(roles, KEYS, nothing))
         server.status = 503
         started, left, notes = asyncio.run(choose_roles(roles, KEYS, "good"))
     assert started == ("good",) and not left and len(notes) == 1

@@ -1,11 +1,20 @@
 """Reads the environment through tests.services: the fixtures that all suites share."""
 
+import signal
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
 from tests.services import erase_prefix, kafka_for_tests, redis_for_tests
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Whoever starts the tests in the background of a script may have turned SIGINT off, for all that they
+    start too: what a command does when it is interrupted could not be seen."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ def dump_view(before: JobState | None, after: JobState) -> dict[str, bytes | Non
     """As `dump`, with what workers ask for."""
     tasks = _changed_tasks(before, after)
     changes = _dump(before, after, tasks)
-    if before is None or before.status is not after.status:
+    if before is None or not before.facts or before.status is not after.status:
         changes[status_field(after.job_id)] = after.status.encode()
     for old, state in tasks:
         if old is None or (old.task.round, old.status) != (state.task.round, state.status):

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from codeconvoy.orchestrator.local_fleet import terminating
 from codeconvoy.schemas.errors import ConvoyError
 from tests.bench import (
     model_chain,
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
     figures: list[Figure] = []
     wrong: list[str] = []
-    with ExitStack() as stack:
+    with terminating(), ExitStack() as stack:
         try:
             ground = _ground(stack, given.scale, say)
         except ConvoyError as error:

@@ -197,7 +197,8 @@ def test_a_second_job_merges_what_the_user_committed_meanwhile(fleet: Fleet, mai
     assert "class Account:" in tree[path], "the first job's edits are still there"
     assert tree["bank/new.py"].startswith("import os\nimport sys\n")
     assert tree_of(repo, "main")[path][1].decode() == mine
-    assert fleet.audit().clean
+    report = fleet.audit()
+    assert report.clean, report.findings.kept
 
 
 def test_a_dry_run_submits_nothing(fleet: Fleet, main: MainJob) -> None:
@@ -273,7 +274,8 @@ def test_a_conflict_waits_for_a_person_who_settles_it(fleet: Fleet, tmp_path: Pa
     assert ended.tally.resolved == {Strategy.HUMAN: 1}
     assert tree_of(repo, f"convoy/{job_id}")["a.py"][1] == answer.read_bytes()
     assert waiting() == []
-    assert fleet.audit().clean
+    report = fleet.audit()
+    assert report.clean, report.findings.kept
 
 
 def test_merge_stands_alone(fleet: Fleet, tmp_path: Path) -> None:
@@ -311,7 +313,8 @@ def test_a_forgotten_workspace_is_gone_until_its_log_is_read_again(
     rebuilt = fleet.convoy("rebuild", "-o", "json")
     assert (rebuilt.status, rebuilt.json()["equal"]) == (1, False)
     assert fleet.convoy("state", "a.py", "-w", "secret", "--raw").good().out.startswith('"""Accounts."""')
-    assert fleet.audit().clean
+    report = fleet.audit()
+    assert report.clean, report.findings.kept
 
 
 def test_the_repository_is_sound(main: MainJob, tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ def folded_again(log: list[JobFact], state: JobState) -> None:
         assert commands == same
         fields.update(_written(job_states.dump_view(before, stored)))
         if number % 7 == 0:
+            assert _written(job_states.dump_view(None, stored)) == fields
             loaded = asyncio.run(job_states.load(JOB, read))
             # What is over in these is only ever taken out when it comes first.
             like_it = msgspec.structs.replace(loaded, deadlines=stored.deadlines, undated=stored.undated)

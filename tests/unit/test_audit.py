@@ -11,6 +11,7 @@ import msgspec
 from codeconvoy.orchestrator.audit import audit
 from codeconvoy.orchestrator.audit_jobs import Claims, JobsAudit, Publication
 from codeconvoy.orchestrator.audit_report import Check, Counts, Findings, Report, Unreadable
+from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.events import Event, Strategy
 from codeconvoy.schemas.job_facts import (
     CancelRequested,
@@ -25,10 +26,11 @@ from codeconvoy.schemas.job_facts import (
     Worked,
 )
 from codeconvoy.schemas.job_spec import JobSpec, Pipeline
-from codeconvoy.schemas.job_state import JobState
+from codeconvoy.schemas.job_state import JobState, TaskStatus
 from codeconvoy.schemas.topics import file_key, partition_of
 from codeconvoy.workers.engine.bus import Outgoing, TopicPartition
 from codeconvoy.workers.engine.state import MemoryStore, Write
+from codeconvoy.workers.projection import Standing
 from codeconvoy.workers.roles.role import Answer, Context, Role, RoleKind, Vote
 from tests.git_repos import commit, git, repository
 from tests.memory_fleet import CODEC, MemoryFleet, approving, replacing
@@ -38,12 +40,21 @@ FILES = {
     "b.txt": b"one\n\ntwo\n\nthree\n\nfour\n",
     "untouched.txt": b"nothing here\n",
 }
+
+
+def away(context: Context) -> Answer:
+    """An agent whose model does not answer: its tasks wait."""
+    raise Unavailable("model", "it does not answer", "Wait")
+
+
 AGENTS = {
     "ones": replacing(b"one", b"1"),
     "fours": replacing(b"four", b"4"),
     "ichi": replacing(b"one", b"ichi"),
     "reviewer": approving,
+    "away": away,
 }
+
 
 Plant = Callable[[MemoryFleet, JobState], Awaitable[None]]
 
@@ -100,6 +111,30 @@ async def events_of(fleet: MemoryFleet, path: str) -> list[Event]:
     at = TopicPartition(fleet.topics.events, partition_of(key, fleet.topics.partitions))
     records = await fleet.bus.reader().read(at, 0, 1000, 1.0)
     return [CODEC.decode(record.value, Event) for record in records if record.key == key]
+
+
+def test_a_job_in_the_middle_is_clean_and_workers_know_where_it_stands(tmp_path: Path) -> None:
+    standings: list[Standing | None] = []
+
+    async def plant(fleet: MemoryFleet, job: JobState) -> None:
+        spec = msgspec.structs.replace(spec_of(tmp_path / "repo"), workspace="other")
+        waiting = msgspec.structs.replace(spec, pipeline=Pipeline(generate=("away",), review=(), test=()))
+        async with fleet.running():
+            await fleet.tell("job-2", JobSubmitted(spec=waiting))
+            await fleet.until(lambda: handed_out(fleet))
+        state = await fleet.projection().job("job-2")
+        assert state is not None
+        for task_id in state.tasks:
+            standings.append(await fleet.projection().standing("job-2", task_id))
+
+    async def handed_out(fleet: MemoryFleet) -> bool:
+        state = await fleet.projection().job("job-2")
+        return state is not None and any(one.task.role == "away" for one in state.tasks.values())
+
+    report = audited(tmp_path, plant)
+    assert checks(report) == {}, report.findings.kept
+    assert {one and one.job for one in standings} == {JobStatus.RUNNING}
+    assert [one and one.task for one in standings] == [TaskStatus.DONE] + 3 * [TaskStatus.DISPATCHED]
 
 
 def test_what_a_fleet_did_is_clean(tmp_path: Path) -> None:

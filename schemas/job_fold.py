@@ -98,7 +98,7 @@ def _dispatch(step: Step, payload: object, timestamp: int) -> None:
         case TaskFailed():
             _on_failed(step, payload)
         case EventJudged():
-            for judgement in (payload, *payload.also):
+            for judgement in payload.judgements:
                 _on_judged(step, judgement)
         case ReadJudged():
             _on_read(step, payload)

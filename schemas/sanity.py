@@ -113,7 +113,7 @@ _FACTS: dict[type, Callable[[Any], str]] = {
         _not_negative("round", payload.round) or _amounts("worst", payload.worst)
     ),
     job_facts.CallEnded: lambda payload: _amounts("spent", payload.spent),
-    job_facts.EventJudged: lambda payload: next(filter(None, map(_judgement, (payload, *payload.also))), ""),
+    job_facts.EventJudged: lambda payload: next(filter(None, map(_judgement, payload.judgements)), ""),
     job_facts.FileForked: lambda payload: _path("path", payload.path) or _conflict(payload),
     job_facts.FileSettled: lambda payload: _path("path", payload.path),
 }

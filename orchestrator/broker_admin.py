@@ -14,11 +14,22 @@ SECONDS = 10.0
 
 
 class BrokerAdmin:
-    """An admin client. All calls block, at most some ten seconds."""
+    """An admin client. All calls block, for little longer than its `seconds`."""
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
+    def __init__(self, settings: Mapping[str, str], seconds: float = SECONDS) -> None:
         """`settings` are those of `KafkaBus`."""
-        self._client = AdminClient(admin_settings(settings))
+        self._settings, self._seconds = admin_settings(settings), seconds
+
+    def _client(self) -> AdminClient:
+        """One for each question, and connected. A question about a group that is asked of one that is just
+        connecting may be lost; and once one was not answered in time, its client aborts the whole process
+        when the group's coordinator can be reached (librdkafka 2.16.1, its issue 4605)."""
+        client = AdminClient(self._settings)
+        try:
+            client.list_topics(timeout=self._seconds)
+        except KafkaException as error:
+            raise _unavailable(error) from error
+        return client
 
     def members(self, groups: Sequence[str]) -> Mapping[str, int]:
         """How many processes are in each of the groups.
@@ -26,8 +37,9 @@ class BrokerAdmin:
         Raises:
             Unavailable: the broker does not answer, or can't tell (the embedded one).
         """
-        futures = self._client.describe_consumer_groups(list(groups), request_timeout=SECONDS)
-        return {group: len(_result(future).members) for group, future in futures.items()}
+        client = self._client()
+        futures = client.describe_consumer_groups(list(groups), request_timeout=self._seconds)
+        return {group: len(self._result(future).members) for group, future in futures.items()}
 
     def topics(self, prefix: str) -> Sequence[str]:
         """The topics whose names start so, sorted.
@@ -36,11 +48,10 @@ class BrokerAdmin:
             Unavailable: the broker does not answer.
         """
         try:
-            return sorted(
-                name for name in self._client.list_topics(timeout=SECONDS).topics if name.startswith(prefix)
-            )
+            names = self._client().list_topics(timeout=self._seconds).topics
         except KafkaException as error:
             raise _unavailable(error) from error
+        return sorted(name for name in names if name.startswith(prefix))
 
     def groups(self, prefix: str) -> Sequence[str]:
         """The consumer groups whose names start so, sorted.
@@ -48,7 +59,8 @@ class BrokerAdmin:
         Raises:
             Unavailable: the broker does not answer.
         """
-        found = _result(self._client.list_consumer_groups(request_timeout=SECONDS))
+        client = self._client()
+        found = self._result(client.list_consumer_groups(request_timeout=self._seconds))
         return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
 
     def delete(self, topics: Sequence[str], groups: Sequence[str]) -> None:
@@ -57,19 +69,19 @@ class BrokerAdmin:
         Raises:
             Unavailable: the broker does not answer, or refuses.
         """
+        client = self._client()
         if topics:
-            for future in self._client.delete_topics(list(topics), request_timeout=SECONDS).values():
-                _result(future)
+            for future in client.delete_topics(list(topics), request_timeout=self._seconds).values():
+                self._result(future)
         if groups:
-            for future in self._client.delete_consumer_groups(list(groups), request_timeout=SECONDS).values():
-                _result(future)
+            for future in client.delete_consumer_groups(list(groups), request_timeout=self._seconds).values():
+                self._result(future)
 
-
-def _result(future: "Future[Any]") -> Any:
-    try:
-        return future.result(SECONDS + 5)
-    except (KafkaException, TimeoutError) as error:
-        raise _unavailable(error) from error
+    def _result(self, future: "Future[Any]") -> Any:
+        try:
+            return future.result(self._seconds + 5)
+        except (KafkaException, TimeoutError) as error:
+            raise _unavailable(error) from error
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -181,7 +181,7 @@ class World:
                 self.start(*(found & set(names) - self.running()))
             return found >= set(names)
 
-        until(all_sprung, f"{names} are in their traps")
+        until(all_sprung, lambda: f"{names} are in their traps\n{self._told()}")
 
     # Services ---------------------------------------------------------------------------------------
 
@@ -294,9 +294,20 @@ class World:
         problems = wrong(self.gates.calls(), self.ledger.words(), self.crashed, self._agent)
         assert not problems, "\n".join(problems)
 
-    def repeated(self) -> set[str]:
-        """The roles that were called more than once for a round of a task."""
-        return {calls[0].role for calls in by_round(self.gates.calls()).values() if len(calls) > 1}
+    def check_repeated(self, roles: Collection[str]) -> None:
+        """See that each of these roles was called more than once for some round of a task."""
+        made = by_round(self.gates.calls())
+        once = set(roles) - {calls[0].role for calls in made.values() if len(calls) > 1}
+        assert not once, f"no call of {sorted(once)} was repeated\n{self._told()}"
+
+    def _told(self) -> str:
+        """What happened, for the message of a failure."""
+        words = self.ledger.words()
+        calls = [
+            f"{self.names[call.worker]}: {call}, {words.get((call.task_id, call.round))}"
+            for call in self.gates.calls()
+        ]
+        return "\n".join((*calls, *map(str, self.traps.sprung()), self.fleet.logs()))
 
     def _agent(self, worker: int) -> str:
         role, _, number = self.names[worker].partition("/")

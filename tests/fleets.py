@@ -71,14 +71,15 @@ def unique_prefix() -> str:
     return f"t{uuid.uuid4().hex[:10]}"
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = READY_SECONDS) -> T:
+def until(look: Callable[[], T | None], what: str | Callable[[], str], seconds: float = READY_SECONDS) -> T:
     """Look until there is something (not None, not False), and answer it."""
     deadline = time.monotonic() + seconds
     while True:
         found = look()
         if found is not None and found is not False:
             return found
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
 
 
@@ -228,8 +229,14 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
         self.environment = {**inherited, **own, **(environment or {})}
         self.members: dict[str, Member] = {}
-        self._admin = AdminClient(admin_settings({"bootstrap.servers": kafka}))
+        self._admin = self._new_admin()
         self._commands: list[subprocess.Popen[bytes]] = []
+
+    def _new_admin(self) -> AdminClient:
+        """One that is connected: see `BrokerAdmin`."""
+        admin = AdminClient(admin_settings({"bootstrap.servers": self._kafka}))
+        admin.list_topics(timeout=10)
+        return admin
 
     def __enter__(self) -> Self:
         return self
@@ -282,7 +289,9 @@ class Fleet:
         try:
             found = self._admin.describe_consumer_groups([group], request_timeout=10)[group].result()
         except KafkaException:
-            return {}  # there is no group yet, or its coordinator is moving
+            # There is no group yet, or its coordinator is moving. This client is not asked again.
+            self._admin = self._new_admin()
+            return {}
         names = {f"test-{number}": f"{kind}/{number}" if number else kind for number in range(10)}
         shares = {
             names[member.client_id]: frozenset(at.partition for at in member.assignment.topic_partitions)

@@ -3,12 +3,13 @@
     python -m tests.run [pytest options]
 
 Suites that mostly wait run beside those that compute; the simulation has all cores for itself. A
-suite's output is printed when it ends, then how long each took and, last, one line with the counts of
-all. A suite without tests is a failure, and so is a skipped test.
+suite's output is printed when it ends, then how long each took, what went wrong once more and, last,
+one line with the counts of all. A suite without tests is a failure, and so is a skipped test.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ from tests.services import kafka_for_tests, redis_for_tests
 TRACKS = (("unit", "property", "faults"), ("contract", "e2e"), ("integration",))
 """Side by side; the suites of a track one after the other."""
 LAST = "simulation"
+TAIL_LINES, TAIL_COLUMNS = 15, 160
+"""Of what a suite said that is not good: repeated, where one looks first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Outcome:
     failed: int
     errors: int
     skipped: int
+    said: str = ""
+    """The end of its output."""
 
     @property
     def good(self) -> bool:
@@ -49,6 +54,13 @@ class Outcome:
     def counts(self) -> str:
         found = {"failed": self.failed, "passed": self.passed, "skipped": self.skipped, "errors": self.errors}
         return ", ".join(f"{count} {what}" for what, count in found.items() if count) or "no tests"
+
+    @property
+    def end(self) -> str:
+        """How pytest itself ended: it leaves no counts where a signal ended it."""
+        if self.exit_code >= 0:
+            return f"exit status {self.exit_code}"
+        return f"ended by {signal.Signals(-self.exit_code).name}"
 
 
 @contextmanager
@@ -75,6 +87,8 @@ def run(
             print(f"\n===== {suite} =====", flush=True)
             shutil.copyfileobj(log, sys.stdout.buffer)
             sys.stdout.flush()
+        log.seek(0)
+        said = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
     seconds = time.monotonic() - begun
     counted = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     if report.exists():
@@ -89,6 +103,7 @@ def run(
         failed=counted["failures"],
         errors=counted["errors"],
         skipped=counted["skipped"],
+        said="\n".join(line[:TAIL_COLUMNS] for line in said),
     )
 
 
@@ -113,8 +128,11 @@ def main(options: Sequence[str]) -> int:
             return 2
     print()
     for outcome in outcomes:
-        mark = "" if outcome.good else "  <- not good"
+        mark = "" if outcome.good else f"  <- not good: {outcome.end}"
         print(f"{outcome.name:<12} {outcome.seconds:7.1f} s  {outcome.counts}{mark}")
+    for outcome in outcomes:
+        if not outcome.good:
+            print(f"\n===== the end of {outcome.name} =====\n{outcome.said}\n")
     total = Outcome(
         name="all",
         seconds=time.monotonic() - begun,

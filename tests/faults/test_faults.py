@@ -52,7 +52,7 @@ def test_a_worker_killed_at_any_step_has_its_tasks_done_elsewhere(here: World, t
     here.start("editor")
     here.wait_end(job_id, repo, tasks)
     here.check()
-    assert here.repeated() >= UNCOMMITTED
+    here.check_repeated(UNCOMMITTED)
 
 
 def test_a_worker_stopped_past_its_session_takes_no_effect_when_it_goes_on(
@@ -82,7 +82,7 @@ def test_a_worker_stopped_past_its_session_takes_no_effect_when_it_goes_on(
     here.gates.release(KEEPER)
     here.wait_end(job_id, repo, tasks)
     here.check()
-    assert here.repeated() >= UNCOMMITTED
+    here.check_repeated(UNCOMMITTED)
 
 
 def test_folds_killed_or_stopped_in_their_transactions(here: World, tmp_path: Path) -> None:

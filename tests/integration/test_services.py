@@ -9,6 +9,7 @@ import psutil
 import pytest
 from redis.exceptions import RedisError
 
+from codeconvoy.orchestrator.broker_admin import BrokerAdmin
 from codeconvoy.orchestrator.choosers import Places, choose_broker, choose_redis
 from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.orchestrator.local_fleet import only_here
@@ -18,6 +19,7 @@ from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition
 from codeconvoy.workers.engine.kafka_bus import KafkaBus
 from tests.contract.test_bus import Listener, joined, values
 from tests.contract.worlds import read_all
+from tests.fleets import until
 from tests.services import jar_cache
 
 NOBODY = "127.0.0.1:1"
@@ -62,6 +64,14 @@ def test_the_embedded_broker_commits_offsets_and_outputs(tmp_path: Path) -> None
     assert not kafka_answers({"bootstrap.servers": chosen.bootstrap})
 
 
+def are_told(admin: BrokerAdmin, group: str) -> bool:
+    """Whether the broker tells who is in the group."""
+    try:
+        return bool(admin.members([group]))
+    except Unavailable:
+        return False
+
+
 def test_a_real_broker_is_started_and_survives_a_kill(tmp_path: Path) -> None:
     chosen = choose_broker("", places(tmp_path), "kafka")
     settings = {"bootstrap.servers": chosen.bootstrap}
@@ -85,9 +95,14 @@ def test_a_real_broker_is_started_and_survives_a_kill(tmp_path: Path) -> None:
         assert chosen.kind in ("docker", "local")
         asyncio.run(write())
         if isinstance(chosen.service, LocalKafka):
+            admin = BrokerAdmin(settings, 1.0)
             chosen.service.kill()
             assert not kafka_answers(settings)
+            with pytest.raises(Unavailable):
+                admin.members(["g"])
             chosen.service.start()
+            # Were it asked by the same client, this process would be aborted.
+            until(lambda: are_told(admin, "g"), "the group's coordinator is back")
         assert asyncio.run(read()) == ["kept"]
     finally:
         chosen.stop()

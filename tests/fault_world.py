@@ -131,15 +131,18 @@ class World:
 
         return until(fair, f"{sorted(names)} have {share} partitions each")
 
-    def wait_taken_over(self, name: str) -> None:
-        """Wait until this process has all partitions of its kind, and tasks in hand."""
+    def wait_taken_over(self, name: str, zombie: str) -> None:
+        """Wait until this process has all partitions of its kind, and has begun anew a task that the zombie
+        had begun."""
+        pids = {self.fleet[name].pid, self.fleet[zombie].pid}
 
         def taken_over() -> bool:
             shares = self.fleet.shares(name.partition("/")[0])
             alone = shares.keys() == {name} and len(shares[name]) == PARTITIONS
-            return alone and self.fleet[name].metric("convoy_in_flight") > 0
+            rounds = by_round(self.gates.calls()).values()
+            return alone and any({call.worker for call in calls} >= pids for calls in rounds)
 
-        until(taken_over, f"{name} has taken over")
+        until(taken_over, lambda: f"{name} has taken over\n{self._told()}")
 
     def calm(self) -> None:
         """No trap, nobody who is stopped or held back, and nothing of an earlier test."""

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-HOLD_SECONDS = 100.0
+HOLD_SECONDS = 280.0
+"""As long as a test may take: a held agent that gave up would have its task begun anew."""
 
 
 @dataclass(frozen=True)

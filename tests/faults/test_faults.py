@@ -71,7 +71,7 @@ def test_a_worker_stopped_past_its_session_takes_no_effect_when_it_goes_on(
         here.traps.set(name, STEPS[role], SIGSTOP)
     job_id = here.submit(repo, tasks)
     here.wait_sprung(*victims)
-    here.wait_taken_over("clerk/1")
+    here.wait_taken_over("clerk/1", zombie)
     here.resume(zombie)
     for role, paths in files.items():
         here.wait_done(role, paths)

@@ -5,8 +5,16 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.services import erase_prefix, kafka_for_tests, redis_for_tests
+
+# A busy machine must not fail a test: neither how long an example takes nor how long it takes to draw it is
+# looked at. What fails is printed in a form that can be played again.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -105,7 +105,6 @@ def refold(path: str, events: Sequence[Event]) -> FileHistory:
     return history
 
 
-@settings(deadline=None)
 @given(file_logs())
 def test_heads_ancestry_and_what_is_visible_are_sound_at_every_step(log: FileLog) -> None:
     history = FileHistory(workspace=WORKSPACE, path=log.history.path)
@@ -129,7 +128,6 @@ def test_heads_ancestry_and_what_is_visible_are_sound_at_every_step(log: FileLog
         assert (history.claim is None) <= (not history.deferred)
 
 
-@settings(deadline=None)
 @given(file_logs("a.txt"), file_logs("b.txt"), st.randoms(use_true_random=False))
 def test_what_other_files_do_changes_no_verdict(one: FileLog, two: FileLog, random: object) -> None:
     queues = {"a.txt": list(one.events), "b.txt": list(two.events)}
@@ -144,7 +142,6 @@ def test_what_other_files_do_changes_no_verdict(one: FileLog, two: FileLog, rand
     assert verdicts == one.verdicts | two.verdicts
 
 
-@settings(deadline=None)
 @given(file_logs(), st.data())
 def test_redelivery_of_any_prefix_at_any_time_changes_nothing(log: FileLog, data: st.DataObject) -> None:
     upto = data.draw(st.integers(0, len(log.events)), label="where it is redelivered")
@@ -154,7 +151,6 @@ def test_redelivery_of_any_prefix_at_any_time_changes_nothing(log: FileLog, data
     assert file_states.fields_of(history, "w:a.txt") == file_states.fields_of(log.history, "w:a.txt")
 
 
-@settings(deadline=None)
 @given(file_logs(length=60), st.integers(1, 12))
 def test_the_stored_state_is_the_state(log: FileLog, batch: int) -> None:
     """With bounds so tight that most is forgotten: written in steps, written at once, and read back."""
@@ -271,7 +267,7 @@ def answers(draw: st.DrawFn, loop: DetectorLoop, name: str) -> Event | None:
     return event(name, payload, parents=claim.heads, role="merger")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(races())
 def test_every_fork_ends_in_one_head_or_a_wait_with_a_deadline_and_then_in_one_head(
     loop: DetectorLoop,

@@ -218,7 +218,7 @@ def world_after(job: JobSpec, seed: int, steps: int) -> RandomWorld:
     return world
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(specs(), SEEDS, st.integers(0, 200), st.booleans())
 def test_every_job_ends_with_a_status_and_a_reason_after_a_bounded_number_of_rounds(
     job: JobSpec, seed: int, steps: int, cancelled: bool
@@ -278,7 +278,7 @@ def _written(changes: Mapping[str, bytes | None]) -> dict[str, bytes]:
     return {name: value for name, value in changes.items() if value is not None}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(specs(), SEEDS, st.integers(0, 80))
 def test_a_fact_told_again_at_any_later_time_changes_nothing(job: JobSpec, seed: int, steps: int) -> None:
     world = world_after(job, seed, steps)
@@ -291,7 +291,6 @@ def test_a_fact_told_again_at_any_later_time_changes_nothing(job: JobSpec, seed:
         assert msgspec.structs.replace(again, **clock) == before, fact
 
 
-@settings(deadline=None)
 @given(specs(), SEEDS, st.integers(0, 100))
 def test_a_cancelled_job_asks_for_nothing_but_to_be_published(job: JobSpec, seed: int, steps: int) -> None:
     world = world_after(job, seed, steps)

@@ -132,4 +132,4 @@ def test_partitions_take_turns() -> None:
 
 _LOOP = asyncio.new_event_loop()
 TestLanes = LanesMachine.TestCase
-TestLanes.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLanes.settings = settings(max_examples=150, stateful_step_count=40)

@@ -112,14 +112,14 @@ def merged_by_git(versions: Mapping[str, Version], ours: str, theirs: str) -> Me
         return Merged(git("show", f"{tree}:file", at=at).stdout, listed.startswith(b"100755"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graphs())
 def test_two_heads_of_any_graph_merge_as_git_merges_them(versions: Mapping[str, Version]) -> None:
     merged = merge_heads(history_of(versions), ("x", "y"))
     assert (None if isinstance(merged, GaveUp) else merged) == merged_by_git(versions, "x", "y")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graphs())
 def test_nothing_depends_on_names_order_or_what_is_left_out(versions: Mapping[str, Version]) -> None:
     history = history_of(versions)
@@ -137,7 +137,7 @@ def test_nothing_depends_on_names_order_or_what_is_left_out(versions: Mapping[st
         assert merge_heads(history, ("x", "y")) == merged
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts, texts, texts)
 def test_a_clean_merge_of_three_texts_is_what_git_merge_file_gives(
     base: bytes, ours: bytes, theirs: bytes
@@ -158,7 +158,7 @@ def test_a_clean_merge_of_three_texts_is_what_git_merge_file_gives(
         assert set(result.content.splitlines()) <= set((base + b"\n" + ours + b"\n" + theirs).splitlines())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_many_heads_converge_to_every_change_or_to_a_named_conflict(data: st.DataObject) -> None:
     """Lines are all different, so what a clean merge must hold is known: no edit is lost."""
@@ -175,7 +175,7 @@ def test_many_heads_converge_to_every_change_or_to_a_named_conflict(data: st.Dat
         assert not [r for r in overlapping(b"".join(base), sides) if r.end > r.start]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.none() | texts,
     st.lists(st.none() | texts, min_size=2, max_size=4),

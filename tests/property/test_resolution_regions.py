@@ -20,7 +20,6 @@ texts = st.lists(st.sampled_from(LINES), max_size=10).flatmap(
 
 slow = settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

@@ -297,3 +297,12 @@ def test_a_cgroup_that_may_not_be_made_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "fs" / "a" / "b").mkdir(parents=True)
     assert cgroups.create(MIB, 5, tmp_path) == ()  # no controllers there
     assert list((tmp_path / "fs" / "a").iterdir()) == [tmp_path / "fs" / "a" / "b"]
+
+
+def test_what_a_group_lists_and_hides_is_not_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    group = cgroups.Group(("memory",), tmp_path)
+    group.procs.write_text("0\n41\n0\n42\n")
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    group.kill()
+    assert sorted(killed) == [41, 42]

@@ -34,10 +34,11 @@ class Group:
         return self.path / "cgroup.procs"
 
     def kill(self) -> None:
-        """Kill whatever is in the group."""
-        for line in _read(self.procs).split():
+        """Kill whatever is in the group and may be seen from here. What may not is listed as 0, and to kill
+        0 is to kill one's own process group."""
+        for pid in {int(line) for line in _read(self.procs).split()} - {0}:
             try:
-                os.kill(int(line), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
 

@@ -74,7 +74,8 @@ def run(
     suite: str, environment: dict[str, str], directory: Path, options: Sequence[str], printing: Lock
 ) -> Outcome:
     """Run one suite; its output goes to ours once it has ended."""
-    print(f"{suite} begins", flush=True)
+    with printing:
+        print(f"{suite} begins", flush=True)
     begun = time.monotonic()
     report = directory / f"{suite}.xml"
     argv = [sys.executable, "-m", "pytest", f"tests/{suite}", f"--junitxml={report}", *options]

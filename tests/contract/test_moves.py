@@ -38,7 +38,7 @@ async def channel(url: str, prefix: str) -> AsyncIterator[tuple[RedisMoves, Hint
 
 async def heard(event: asyncio.Event) -> None:
     """It is told, and then waits for the next time."""
-    await asyncio.wait_for(event.wait(), 10.0)
+    await asyncio.wait_for(event.wait(), 30.0)
     event.clear()
 
 

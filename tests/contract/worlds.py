@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from codeconvoy.workers.engine.bus import Bus, Reader, Record, TopicPartition
 
-SECONDS = 20.0
+SECONDS = 60.0
 PARTITIONS = 4
 
 

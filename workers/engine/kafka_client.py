@@ -63,6 +63,17 @@ _PRODUCER = {
     "transaction.timeout.ms": 10_000,
 }
 _PRODUCER_RULES = {"partitioner": PARTITIONER, "enable.idempotence": True}
+# What librdkafka's documentation gives to one kind of client only. The other kind would log a warning.
+_CONSUMERS_ONLY = (
+    *("auto.", "check.crcs", "consume.", "coordinator.query.", "enable.auto.", "enable.partition.eof"),
+    *("fetch.", "group.", "heartbeat.", "isolation.level", "max.partition.", "max.poll.", "offset."),
+    *("partition.assignment.", "queued.", "session.", "share."),
+)
+_PRODUCERS_ONLY = (
+    *("acks", "batch.", "compression.", "delivery.", "enable.gapless.", "enable.idempotence", "linger."),
+    *("message.send.", "message.timeout.", "partitioner", "produce.", "queue.buffering.", "queuing."),
+    *("request.required.", "request.timeout.", "retries", "sticky.", "transaction.", "transactional."),
+)
 
 
 def consumer_settings(given: Mapping[str, str], group: str, client_id: str) -> Settings:
@@ -72,12 +83,12 @@ def consumer_settings(given: Mapping[str, str], group: str, client_id: str) -> S
     if given.get("group.protocol", "classic") == "classic":
         tunable |= _CLASSIC
         rules["partition.assignment.strategy"] = "cooperative-sticky"
-    return {**tunable, **given, **rules, "group.id": group, "client.id": client_id}
+    return {**tunable, **_for_consumers(given), **rules, "group.id": group, "client.id": client_id}
 
 
 def reader_settings(given: Mapping[str, str], isolation: str) -> Settings:
     """Settings of a consumer that joins no group."""
-    free = {name: value for name, value in given.items() if name != "group.protocol"}
+    free = {name: value for name, value in _for_consumers(given).items() if name != "group.protocol"}
     rules: Settings = {**_CONSUMER_RULES, "isolation.level": isolation, "group.id": "convoy-reader"}
     return {**_ALL, **_CONSUMER, **free, **rules}
 
@@ -87,7 +98,7 @@ def producer_settings(given: Mapping[str, str], transactional_id: str) -> Settin
     return {
         **_ALL,
         **_PRODUCER,
-        **_without_consumer_options(given),
+        **_for_producers(given),
         **_PRODUCER_RULES,
         "transactional.id": transactional_id,
         "client.id": transactional_id,
@@ -101,7 +112,7 @@ def appender_settings(given: Mapping[str, str], client_id: str) -> Settings:
         **_PRODUCER,
         "linger.ms": 0,
         "delivery.timeout.ms": 10_000,
-        **_without_consumer_options(given),
+        **_for_producers(given),
         **_PRODUCER_RULES,
         "acks": "all",
         "client.id": client_id,
@@ -110,15 +121,15 @@ def appender_settings(given: Mapping[str, str], client_id: str) -> Settings:
 
 def admin_settings(given: Mapping[str, str]) -> Settings:
     """Settings of an admin client."""
-    return {**_ALL, "retry.backoff.ms": 100, **_without_consumer_options(given)}
+    return {**_ALL, "retry.backoff.ms": 100, **_for_producers(given)}
 
 
-def _without_consumer_options(given: Mapping[str, str]) -> Settings:
-    return {
-        name: value
-        for name, value in given.items()
-        if not name.startswith(("group.", "session.", "heartbeat.", "fetch.", "queued.", "max.poll."))
-    }
+def _for_consumers(given: Mapping[str, str]) -> Settings:
+    return {name: value for name, value in given.items() if not name.startswith(_PRODUCERS_ONLY)}
+
+
+def _for_producers(given: Mapping[str, str]) -> Settings:
+    return {name: value for name, value in given.items() if not name.startswith(_CONSUMERS_ONLY)}
 
 
 class Complaints:

@@ -93,6 +93,9 @@ def test_folds_killed_or_stopped_in_their_transactions(here: World, tmp_path: Pa
     for role in ROLES:
         here.gates.hold(role)
     job_id = here.submit(repo, tasks)
+    # Or the folds would run into their traps over the import, and no call could begin without them.
+    for role in ROLES:
+        here.wait_called(role, SLOTS)
     first, second, third, last = ROLES
     here.gates.release(first)
     for role, step in ((second, Step.SENT), (third, Step.COMMITTED)):

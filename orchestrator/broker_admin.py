@@ -1,6 +1,6 @@
 """Reads and deletes groups and topics of a Kafka broker: what operators do, and no process of the fleet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -25,11 +25,14 @@ class BrokerAdmin:
         connecting may be lost; and once one was not answered in time, its client aborts the whole process
         when the group's coordinator can be reached (librdkafka 2.16.1, its issue 4605)."""
         client = AdminClient(self._settings)
+        self._topics(client)
+        return client
+
+    def _topics(self, client: AdminClient) -> Iterable[str]:
         try:
-            client.list_topics(timeout=self._seconds)
+            return client.list_topics(timeout=self._seconds).topics
         except KafkaException as error:
             raise _unavailable(error) from error
-        return client
 
     def members(self, groups: Sequence[str]) -> Mapping[str, int]:
         """How many processes are in each of the groups.
@@ -47,10 +50,7 @@ class BrokerAdmin:
         Raises:
             Unavailable: the broker does not answer.
         """
-        try:
-            names = self._client().list_topics(timeout=self._seconds).topics
-        except KafkaException as error:
-            raise _unavailable(error) from error
+        names = self._topics(AdminClient(self._settings))
         return sorted(name for name in names if name.startswith(prefix))
 
     def groups(self, prefix: str) -> Sequence[str]:

@@ -8,7 +8,6 @@ one line with the counts of all. A suite without tests is a failure, and so is a
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -84,17 +83,17 @@ def run(
             argv, env=environment, check=False, stdout=log, stderr=subprocess.STDOUT
         ).returncode
         log.seek(0)
-        with printing:
-            print(f"\n===== {suite} =====", flush=True)
-            shutil.copyfileobj(log, sys.stdout.buffer)
-            sys.stdout.flush()
-        log.seek(0)
-        said = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+        output = log.read()
+    with printing:
+        print(f"\n===== {suite} =====", flush=True)
+        sys.stdout.buffer.write(output)
+        sys.stdout.flush()
     seconds = time.monotonic() - begun
     counted = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     if report.exists():
         for found in ElementTree.parse(report).iter("testsuite"):
             counted = {key: counted[key] + int(found.get(key, "0")) for key in counted}
+    tail = output.decode("ascii", errors="backslashreplace").splitlines()[-TAIL_LINES:]
     bad = counted["failures"] + counted["errors"] + counted["skipped"]
     return Outcome(
         name=suite,
@@ -104,7 +103,7 @@ def run(
         failed=counted["failures"],
         errors=counted["errors"],
         skipped=counted["skipped"],
-        said="\n".join(line[:TAIL_COLUMNS] for line in said),
+        said="\n".join(line[:TAIL_COLUMNS] for line in tail),
     )
 
 

@@ -139,6 +139,7 @@ def _shares(ground: Ground, topics: Topics) -> int:
     """How many members of the workers' group have partitions, once all are given out."""
     group = topics.group(f"worker.{ROLE}")
     admin = AdminClient({"bootstrap.servers": ground.kafka, "log_level": 2})
+    admin.list_topics(timeout=10.0)  # connected: see `BrokerAdmin`
     described = admin.describe_consumer_groups([group], request_timeout=10.0)[group].result()
     shares = [len(member.assignment.topic_partitions) for member in described.members]
     return sum(share > 0 for share in shares) if sum(shares) == topics.partitions else 0

@@ -101,7 +101,7 @@ def test_a_real_broker_is_started_and_survives_a_kill(tmp_path: Path) -> None:
             with pytest.raises(Unavailable):
                 admin.members(["g"])
             chosen.service.start()
-            # Were it asked by the same client, this process would be aborted.
+            # A client that had asked about a group meanwhile would now abort this process.
             until(lambda: are_told(admin, "g"), "the group's coordinator is back")
         assert asyncio.run(read()) == ["kept"]
     finally:

@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES, Fleet, wrong_partitions
+from codeconvoy.orchestrator.redis_client import check_redis, open_redis
 from codeconvoy.orchestrator.settings import Settings, load_settings
 from codeconvoy.orchestrator.telemetry import tracing
 from codeconvoy.schemas.codec import Codec
@@ -36,13 +32,8 @@ from codeconvoy.workers.roles.registry import load_roles
 from codeconvoy.workers.roles.role import NextProvider, Role
 
 FLEET_FILE = "fleet.json"
-CONNECT_SECONDS = 3.0
-REDIS_SECONDS = 10.0
-"""For one command; a slower Redis is as good as none."""
 CLIENT = "client"
 """What a process is that is none of the fleet's: a command."""
-REDIS_CONNECTIONS = 32
-"""Of one process."""
 _SECRET_OPTION = re.compile(r"password|secret|token|\.key\.pem|oauthbearer\.config|jaas", re.IGNORECASE)
 """Names of librdkafka's options whose value is a secret."""
 _SECRET_VARIABLE = re.compile(
@@ -194,48 +185,6 @@ def roles_of(settings: Settings) -> Mapping[str, Role]:
         name: replace(located(role), next=tuple(map(located, role.next)))
         for name, role in load_roles(settings.roles).items()
     }
-
-
-def open_redis(url: str) -> Redis:
-    """A client that never sends a command twice and never waits for ever.
-
-    Raises:
-        BadInput: it is no URL of a Redis.
-    """
-    try:
-        # Whoever finds all connections in use waits for one: hundreds of tasks may ask at once.
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=REDIS_CONNECTIONS,
-            timeout=REDIS_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=REDIS_SECONDS,
-            # With them, redis-py 8.1 does not look whether a connection that it kept was closed meanwhile:
-            # long after a restart of Redis each one that is left would fail somebody's command.
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        )
-    except ValueError as error:
-        # The URL may hold a password, and so may the error's text.
-        raise BadInput("CONVOY_REDIS", "it is no Redis URL", "Write redis://HOST:PORT/0") from error
-    return Redis.from_pool(pool)
-
-
-async def check_redis(redis: Redis) -> None:
-    """See that Redis answers.
-
-    Raises:
-        Unavailable: it does not.
-    """
-    try:
-        await redis.ping()
-    except (RedisError, OSError) as error:
-        raise redis_unavailable(error) from error
-
-
-def redis_unavailable(error: Exception) -> Unavailable:
-    """What to tell when Redis failed."""
-    return Unavailable("Redis", str(error) or type(error).__name__, "Check CONVOY_REDIS and that it runs")
 
 
 async def check_partitions(bus: Bus, topics: Topics) -> None:

@@ -23,13 +23,13 @@ from codeconvoy.orchestrator.connection import (
     find_connection,
     find_redactor,
     kafka_settings,
-    open_redis,
     redactor_of,
     roles_of,
 )
 from codeconvoy.orchestrator.findings import Finding, Grade, bad, good
 from codeconvoy.orchestrator.fleet import SERVICE_ROLES, wrong_partitions
 from codeconvoy.orchestrator.model_health import look_at_models
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.orchestrator.settings import Settings
 from codeconvoy.schemas.errors import BadInput, BusError, ConvoyError, Unavailable
 from codeconvoy.schemas.topics import Topics

@@ -337,11 +337,14 @@ async def _beside(work: Callable[[], Awaitable[None]], stop: asyncio.Event) -> N
     """Do work that never ends by itself until told to stop."""
     running, stopped = asyncio.ensure_future(work()), asyncio.ensure_future(stop.wait())
     both: set[asyncio.Future[Any]] = {running, stopped}
-    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    for one in both:
-        one.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in both:
+            one.cancel()
+        await asyncio.wait(both)
+    if not running.cancelled():
+        running.result()
 
 
 async def _restarting(
@@ -362,7 +365,6 @@ async def _restarting(
             logger.warning("%s starts anew in %.1f s: %s", name, pause, error)
             health.turned(progressed=False, behind=True)
         pause = shortest if time.monotonic() - began > 60 else min(2 * pause, longest)
-        try:
-            await asyncio.wait_for(stop.wait(), pause)
-        except TimeoutError:
-            continue
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await stop.wait()

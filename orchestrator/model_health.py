@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from codeconvoy.orchestrator.connection import Connection, open_redis
+from codeconvoy.orchestrator.connection import Connection
 from codeconvoy.orchestrator.findings import Finding, Grade, ModelState, bad, good
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.workers.llm.breaker import BreakerState, Circuit, circuit
 from codeconvoy.workers.llm.chain import breaker_limits, rates_of, shared_cells

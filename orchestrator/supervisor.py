@@ -167,7 +167,8 @@ class Supervisor:
         patience = self._patience
         seconds = min(patience.shortest * 2 ** min(child.ends_in_a_row - 1, 10), patience.longest)
         with suppress(TimeoutError):
-            await asyncio.wait_for(child.draining.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await child.draining.wait()
 
     async def _drain(
         self, children: Sequence[Child], keepers: Mapping[str, asyncio.Task[None]], hurry: asyncio.Event

@@ -15,8 +15,9 @@ import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from codeconvoy.orchestrator.connection import check_partitions, connect, redis_unavailable
+from codeconvoy.orchestrator.connection import check_partitions, connect
 from codeconvoy.orchestrator.fleet import Fleet
+from codeconvoy.orchestrator.redis_client import redis_unavailable
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.schemas.errors import BadInput, Unavailable
 

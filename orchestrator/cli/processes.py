@@ -16,9 +16,10 @@ from prometheus_client.process_collector import ProcessCollector
 from redis.exceptions import RedisError
 
 from codeconvoy.orchestrator.cli.common import not_empty
-from codeconvoy.orchestrator.connection import connect, find_redactor, redis_unavailable
+from codeconvoy.orchestrator.connection import connect, find_redactor
 from codeconvoy.orchestrator.fleet import make_process
 from codeconvoy.orchestrator.logs import log_to_stderr
+from codeconvoy.orchestrator.redis_client import redis_unavailable
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.orchestrator.status_server import StatusServer
 from codeconvoy.orchestrator.telemetry import Traced

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.orchestrator.fleet import Fleet, collect_rarely, make_process, now_ms
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.attempts import RedisAttempts

@@ -18,7 +18,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.workers.llm.cells import Cells, LocalCells
 from codeconvoy.workers.llm.chain import Chain
 from codeconvoy.workers.llm.metrics import ModelMetrics

@@ -104,13 +104,15 @@ def watch(kafka: str, redis_url: str, topics: Topics, calls: int) -> Delays:
             running = [asyncio.create_task(_call(worker, fleet.codec, file)) for file in range(calls)]
             running.append(asyncio.create_task(fleet.moves().listen(hints)))
             producer = await fleet.bus.producer("bench-appends")
-            await asyncio.wait_for(agent.begun.wait(), SECONDS)
+            async with asyncio.timeout(SECONDS):
+                await agent.begun.wait()
             delays, log = Delays([], []), Log(fleet.codec)
             for file in range(calls):
                 keyed, began = log.event(file, 1), monotonic()
                 await producer.transaction([Outgoing(topics.events, keyed.key, keyed.value)])
                 delays.appended.append(monotonic() - began)
-                noticed = await asyncio.wait_for(agent.cancelled[path_of(file)], SECONDS)
+                async with asyncio.timeout(SECONDS):
+                    noticed = await agent.cancelled[path_of(file)]
                 delays.noticed.append(noticed - began)
             for one in running:
                 one.cancel()

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from prometheus_client import CollectorRegistry
 
-from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import Flaw, PartitionLost, TornState, Undecodable
 from codeconvoy.workers.engine.bus import Bus, Outgoing, Reader, Record, TopicPartition

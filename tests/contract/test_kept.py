@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.workers.llm import kept
 from codeconvoy.workers.llm.kept import MAX_CALLS, Keep, KeptCall, KeptPrompt, RedisPrompts, reply_key
 from codeconvoy.workers.llm.provider import Message, Origin

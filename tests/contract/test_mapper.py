@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 import pytest
 
-from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.schemas.tasks import Task
 from codeconvoy.workers import mapper as module

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.orchestrator.services import LocalRedis, embedded_redis_binary
 from codeconvoy.schemas.file_history import FileHistory
 from codeconvoy.workers.moves import MAX_MOVES, Hints, RedisMoves
@@ -38,7 +38,8 @@ async def channel(url: str, prefix: str) -> AsyncIterator[tuple[RedisMoves, Hint
 
 async def heard(event: asyncio.Event) -> None:
     """It is told, and then waits for the next time."""
-    await asyncio.wait_for(event.wait(), 30.0)
+    async with asyncio.timeout(30.0):
+        await event.wait()
     event.clear()
 
 

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.orchestrator.fleet import now_ms
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.schemas.budget import Amounts, Ledger
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BusError, OverBudget, Unavailable
@@ -240,7 +240,8 @@ def test_nothing_is_admitted_while_the_projection_is_away(world: World, redis_ur
             origin, provider = Origin("w", JOB, "t", 1, budget), place.worker(ModelMetrics(place.registry))
             calling = asyncio.create_task(provider.call(replace(request(), origin=origin)))
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(calling), 1.0)
+                async with asyncio.timeout(1.0):
+                    await asyncio.shield(calling)
             calling.cancel()
             await asyncio.wait([calling])
             assert place.model.calls == 0

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.llm.breaker import BreakerLimits, BreakerState, admit, noted
 from codeconvoy.workers.llm.cells import RedisCells

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 from redis.asyncio.client import Pipeline
 
-from codeconvoy.orchestrator.connection import open_redis
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.schemas.errors import PartitionLost, Unavailable
 from codeconvoy.workers.engine import reads
 from codeconvoy.workers.engine.attempts import Attempt, Attempts, MemoryAttempts, RedisAttempts

@@ -36,7 +36,8 @@ async def bus_with_topic(world: World, **config: str) -> AsyncIterator[tuple[Bus
 
 def run(test: Awaitable[None], seconds: float = SECONDS) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(test, seconds)
+        async with asyncio.timeout(seconds):
+            await test
 
     asyncio.run(bounded())
 

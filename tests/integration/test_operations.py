@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.orchestrator.dead_letters import letters, retry, skip
 from codeconvoy.orchestrator.fleet import Fleet, make_process
 from codeconvoy.orchestrator.forget import check_alone, check_still, erase_redis, erase_states, look
 from codeconvoy.orchestrator.rebuild import Rebuilt, length, rebuild
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.orchestrator.submit import submit, write
 from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.errors import BadInput, Unavailable
@@ -44,7 +44,8 @@ def run(redis_url: str, prefix: str, tmp_path: Path) -> Callable[[Callable[[Flee
             fleet = Fleet(bus, redis, prefix, CODEC, topics, {}, {}, tmp_path)
             try:
                 await fleet.prepare()
-                await asyncio.wait_for(test(fleet), 2 * DEADLINE)
+                async with asyncio.timeout(2 * DEADLINE):
+                    await test(fleet)
             finally:
                 await bus.close()
                 await redis.aclose()

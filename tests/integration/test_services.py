@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from codeconvoy.orchestrator.broker_admin import BrokerAdmin
 from codeconvoy.orchestrator.choosers import Places, choose_broker, choose_redis
-from codeconvoy.orchestrator.connection import open_redis
 from codeconvoy.orchestrator.local_fleet import only_here
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.orchestrator.services import LocalKafka, LocalRedis, kafka_answers, kafka_jars, redis_answers
 from codeconvoy.schemas.errors import Unavailable
 from codeconvoy.workers.engine.bus import Committed, Outgoing, TopicPartition

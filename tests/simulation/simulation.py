@@ -104,7 +104,8 @@ def simulate(
 async def _live(world: World, chaos: Chaos, seconds: float) -> None:
     await world.start()
     try:
-        await asyncio.wait_for(asyncio.gather(world.work(), chaos.strike()), seconds)
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(world.work(), chaos.strike())
     except TimeoutError:
         world.problems.append("its work could not be brought in")
     await world.rest(seconds)

@@ -40,7 +40,8 @@ def test_time_jumps_to_the_next_timer() -> None:
         await asyncio.sleep(86_400)
         times.append(loop.time())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(loop.create_future(), 5)
+            async with asyncio.timeout(5):
+                await loop.create_future()
         times.append(loop.time())
         return times
 

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import redis.asyncio as redis
 
 from codeconvoy.orchestrator.connection import (
     FLEET_FILE,
@@ -14,12 +15,12 @@ from codeconvoy.orchestrator.connection import (
     find_connection,
     forget_connection,
     kafka_settings,
-    open_redis,
     read_connection,
     redactor_of,
     roles_of,
     write_connection,
 )
+from codeconvoy.orchestrator.redis_client import Cancellable, open_redis
 from codeconvoy.orchestrator.settings import load_settings
 from codeconvoy.schemas.errors import BadInput, Unavailable
 from codeconvoy.schemas.topics import Topics
@@ -117,6 +118,19 @@ def test_a_bad_redis_url_is_not_shown() -> None:
     with pytest.raises(BadInput) as caught:
         open_redis("http://:secret@host")
     assert caught.value.field == "CONVOY_REDIS" and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("redis://h:1/0", redis.Connection),
+        ("rediss://h:1/0", redis.SSLConnection),
+        ("unix:///a/socket", redis.UnixDomainSocketConnection),
+    ],
+)
+def test_connections_of_every_kind_of_url_can_be_cancelled(url: str, kind: type) -> None:
+    found = open_redis(url).connection_pool.connection_class
+    assert issubclass(found, kind) and issubclass(found, Cancellable)
 
 
 def test_every_secret_that_a_process_holds_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from codeconvoy.orchestrator.connection import Connection, open_redis
+from codeconvoy.orchestrator.connection import Connection
 from codeconvoy.orchestrator.findings import Finding, Grade
 from codeconvoy.orchestrator.model_health import look_at_models
 from codeconvoy.orchestrator.processes import free_ports
+from codeconvoy.orchestrator.redis_client import open_redis
 from codeconvoy.workers.llm.breaker import BreakerState
 from codeconvoy.workers.llm.chain import Chain, shared_cells
 from codeconvoy.workers.llm.metrics import ModelMetrics

@@ -64,7 +64,8 @@ def supervise(supervisor: Supervisor, *looks: Callable[[], bool], hurry: bool = 
             stop.set()
             if hurry:
                 hurried.set()
-            await asyncio.wait_for(running, DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                await running
 
     asyncio.run(run())
 

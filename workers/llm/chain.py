@@ -178,7 +178,8 @@ class Chain:
                 for one in Circuit:
                     self.metrics.breakers.labels(server, str(one)).set(one is now)
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await stop.wait()
 
     def _replies(self, role: Role) -> ReplyStore:
         """Where the replies to a role are kept."""

@@ -92,9 +92,11 @@ class Storm:
         if self._wakes.pop(name, None) is not None:
             world.resume(name)
         world.fleet[name].signal(SIGTERM)
-        self._until(lambda: not world.fleet[name].runs, f"{name} has drained")
+        self._until(
+            lambda: not world.fleet[name].runs, lambda: f"{name} has drained\n{world.fleet[name].log()}"
+        )
 
-    def _until(self, so: Callable[[], bool], what: str) -> None:
+    def _until(self, so: Callable[[], bool], what: str | Callable[[], str]) -> None:
         def look() -> bool:
             self._tend()
             return so()

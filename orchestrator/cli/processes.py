@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from codeconvoy.orchestrator.cli.common import not_empty
 from codeconvoy.orchestrator.connection import connect, find_redactor
+from codeconvoy.orchestrator.drain import begin_drain
 from codeconvoy.orchestrator.fleet import make_process
 from codeconvoy.orchestrator.logs import log_to_stderr
 from codeconvoy.orchestrator.redis_client import redis_unavailable
@@ -163,7 +164,7 @@ async def _check_models(role: Role, credentials: Credentials) -> None:
 def _stop_on_signals(stop: asyncio.Event, supervised: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, begin_drain, stop)
     if supervised:
         threading.Thread(target=_stop_at_end_of_input, args=(loop, stop), daemon=True).start()
 
@@ -172,4 +173,4 @@ def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) 
     """On a thread: a supervisor that was killed can't stop its children; its end of the pipe closes."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    loop.call_soon_threadsafe(stop.set)
+    loop.call_soon_threadsafe(begin_drain, stop)

@@ -120,6 +120,28 @@ def test_a_worker_that_is_told_to_stop_drains(running: Running, tmp_path: Path) 
     running.check_end(job_id, repo)
 
 
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return any(
+        int(line.split()[1], 16) >> (number - 1) & 1
+        for line in status.splitlines()
+        if line.startswith("SigCgt:")
+    )
+
+
+def test_workers_that_are_told_to_stop_while_they_start_end_at_once(running: Running) -> None:
+    members = []
+    for name in (f"{ROLES[0]}/{number}" for number in range(2, 8)):
+        running.fleet.launch(name)
+        member = running.fleet[name]
+        until(lambda member=member: hears(member.pid, signal.SIGTERM), f"{name} can be told")  # type: ignore[misc]
+        member.signal(signal.SIGTERM)
+        members.append(member)
+    for member in members:
+        assert member.terminate() == 0, member.log()
+
+
 @pytest.mark.parametrize("name", FOLDS)
 def test_the_other_processes_end_at_once_when_they_are_told_to(running: Running, name: str) -> None:
     assert running.fleet[name].terminate() == 0

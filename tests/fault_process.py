@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from signal import Signals
+from signal import Signals, pthread_kill
+from threading import get_ident
 from typing import Any
 from unittest.mock import patch
 
@@ -115,7 +116,8 @@ class Trap:
             return
         pid = os.getpid()
         self._file.rename(self._file.with_name(f"sprung-{self._file.name}-{pid}-{time.monotonic_ns()}"))
-        os.kill(pid, number)
+        # Not to the process: another of its threads would be woken to stop it, while this one goes on.
+        pthread_kill(get_ident(), number)
 
     def _read(self) -> tuple[str, int, int]:
         try:

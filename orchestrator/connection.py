@@ -216,7 +216,7 @@ async def connect(
     roles = roles_of(settings)
     registry = ConfluentRegistry.connect(settings.schema_registry) if settings.schema_registry else None
     codec = Codec.create(registry, topics, (*roles, *SERVICE_ROLES))
-    bus = KafkaBus(kafka_settings(settings, found.kafka), embedded=found.embedded)
+    bus = KafkaBus(kafka_settings(settings, found.kafka), embedded=found.embedded, topics=topics)
     redis = open_redis(found.redis)
     fleet = Fleet(
         bus=bus,

@@ -15,6 +15,7 @@ from codeconvoy.schemas.codec import Codec
 from codeconvoy.schemas.job_facts import JobFact, TaskDone, TaskFailed
 from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.kafka_client import reader_settings
+from codeconvoy.workers.engine.kafka_hanging import FILLER
 from tests.gated_agent import Call
 
 Round = tuple[str, int]
@@ -65,7 +66,7 @@ class Ledger:
         try:
             while not self._over.is_set():
                 for message in self._consumer.consume(_BATCH, _LOOK_SECONDS):
-                    if message.error() is None:
+                    if message.error() is None and FILLER not in dict(message.headers() or ()):
                         self._take(message.value() or b"")
         except Exception as error:  # noqa: BLE001 - raised where the words are asked for
             self._failure = error

@@ -151,8 +151,8 @@ class Place:
         if self.aborts is not None:
             aborts, producer = self.aborts, bus.producer
 
-            async def refusing(transactional_id: str) -> Producer:
-                return Refusing(await producer(transactional_id), aborts)
+            async def refusing(transactional_id: str, group: str = "") -> Producer:
+                return Refusing(await producer(transactional_id, group), aborts)
 
             bus.producer = refusing  # type: ignore[method-assign]
         engine = PoolEngine(

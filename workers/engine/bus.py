@@ -229,9 +229,9 @@ class Bus(Protocol):
         """A member of `group` that subscribes to the topics."""
         ...
 
-    async def producer(self, transactional_id: str) -> Producer:
+    async def producer(self, transactional_id: str, group: str = "") -> Producer:
         """A transactional producer. An older one of the same id is fenced, its open transaction
-        aborted.
+        aborted. `group` is that whose offsets it sends, if any.
 
         Raises:
             Unavailable: the broker can't be reached.

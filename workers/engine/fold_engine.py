@@ -118,7 +118,7 @@ class FoldEngine(Generic[S]):
         Raises:
             BusError: the process must start anew: it was fenced, or a partition's state is lost.
         """
-        producer = await self._bus.producer(f"{self._group}.{self._instance}")
+        producer = await self._bus.producer(f"{self._group}.{self._instance}", self._group)
         consumer = self._bus.consumer(self._group, [self._what.topic], self, self._instance)
         last_tick = last_skip_check = 0.0
         clock = asyncio.get_running_loop().time

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from codeconvoy.schemas.topics import Topics
 from codeconvoy.workers.engine.bus import RebalanceListener
 from codeconvoy.workers.engine.kafka_appender import KafkaAppender
 from codeconvoy.workers.engine.kafka_client import (
@@ -23,6 +24,7 @@ from codeconvoy.workers.engine.kafka_client import (
     producer_settings,
 )
 from codeconvoy.workers.engine.kafka_consumer import KafkaConsumer
+from codeconvoy.workers.engine.kafka_hanging import HangingFinder
 from codeconvoy.workers.engine.kafka_producer import KafkaProducer
 from codeconvoy.workers.engine.kafka_reader import KafkaReader
 
@@ -40,8 +42,11 @@ class KafkaBus:
     `group.protocol`, …); what correctness rests on can't be overridden by them.
     """
 
-    def __init__(self, settings: Mapping[str, str], *, embedded: bool = False) -> None:
-        self._settings, self._embedded = dict(settings), embedded
+    def __init__(
+        self, settings: Mapping[str, str], *, embedded: bool = False, topics: Topics | None = None
+    ) -> None:
+        """`topics` are those in which hanging transactions are looked for."""
+        self._settings, self._embedded, self._topics = dict(settings), embedded, topics
         self._clients: list[Client] = []
         self._admin: AdminClient | None = None
         self._complaints = Complaints()
@@ -54,12 +59,19 @@ class KafkaBus:
         self._keep(consumer)
         return consumer
 
-    async def producer(self, transactional_id: str) -> KafkaProducer:
-        """See `Bus.producer`."""
+    async def producer(self, transactional_id: str, group: str = "") -> KafkaProducer:
+        """See `Bus.producer`. With a group it ends what hangs of its id: see `kafka_hanging`."""
         settings = producer_settings(self._settings, transactional_id)
         producer = KafkaProducer(settings, embedded=self._embedded)
         self._keep(producer)
-        await producer.start()
+        try:
+            await producer.start()
+            if group and self._topics is not None and not self._embedded:
+                seconds = int(settings["transaction.timeout.ms"]) / 1000
+                await producer.mend(HangingFinder(self._settings, self._topics, group, seconds))
+        except BaseException:
+            await producer.close()
+            raise
         return producer
 
     def appender(self, client_id: str) -> KafkaAppender:

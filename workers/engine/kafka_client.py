@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -217,6 +217,17 @@ def as_offsets(offsets: Mapping[TopicPartition, Committed]) -> list[KafkaPartiti
 def from_kafka(partition: KafkaPartition) -> TopicPartition:
     """A partition of the client in our type."""
     return TopicPartition(partition.topic, partition.partition)
+
+
+async def run_on(thread: Executor, work: Callable[[], T]) -> T:
+    """Run blocking work on a thread. A caller that is cancelled waits for its end first."""
+    future = asyncio.get_running_loop().run_in_executor(thread, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        future.exception()  # decided, but nobody is left to tell
+        raise
 
 
 class OwnerThread:

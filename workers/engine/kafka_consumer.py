@@ -36,6 +36,7 @@ from codeconvoy.workers.engine.kafka_client import (
     from_kafka,
     persist,
 )
+from codeconvoy.workers.engine.kafka_hanging import FILLER
 from codeconvoy.workers.engine.limits import check_limits
 
 _SLICE_SECONDS = 0.01
@@ -192,6 +193,8 @@ class KafkaConsumer:
                 self._note_error(error, message)
                 continue
             record = as_record(message)
+            if FILLER in record.headers:
+                continue
             if index or self._turns.get(record.at) == turns.get(record.at):
                 self._held.append(record)
 

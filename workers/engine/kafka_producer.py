@@ -17,18 +17,30 @@ How librdkafka's errors map to what a caller may do:
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 
-from codeconvoy.schemas.errors import Aborted, BusError, Refused
+from codeconvoy.schemas.errors import Aborted, BusError, Refused, Unavailable
 from codeconvoy.workers.engine.bus import Committed, GroupToken, Outgoing, TopicPartition
-from codeconvoy.workers.engine.kafka_client import Complaints, Settings, as_bus_error, as_offsets, persist
+from codeconvoy.workers.engine.kafka_client import (
+    Complaints,
+    Settings,
+    as_bus_error,
+    as_offsets,
+    persist,
+    run_on,
+)
 from codeconvoy.workers.engine.kafka_consumer import MemberToken
+from codeconvoy.workers.engine.kafka_hanging import FILLER, HangingFinder
 from codeconvoy.workers.engine.limits import check_limits, key_bytes
+
+logger = logging.getLogger(__name__)
 
 _ANY_PARTITION = -1
 _REFUSALS = (
@@ -44,6 +56,13 @@ _RESOLVE_SECONDS = 90.0
 """For so long a broker may be away in the middle of a transaction."""
 _INIT_SECONDS = 30.0
 """The transaction coordinator of a fresh broker first creates its topic."""
+_LOOKS = 4
+"""For hanging transactions, while one is not yet taken for that."""
+
+
+def filler(at: TopicPartition) -> Outgoing:
+    """A record that says nothing."""
+    return Outgoing(at.topic, "", b"", partition=at.partition, headers={FILLER: b"1"})
 
 
 class KafkaProducer:
@@ -58,6 +77,8 @@ class KafkaProducer:
         self._producer = Producer({**settings, **reports, "error_cb": self._complaints})
         name = f"kafka-{settings['transactional.id']}"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._finder: HangingFinder | None = None
+        self._mending: asyncio.Task[None] | None = None
         self.is_closed = False
         self._broken: BusError | None = None
         """Set when it was fenced, or left a transaction whose outcome it could not learn."""
@@ -69,6 +90,17 @@ class KafkaProducer:
             Unavailable: the broker can't be reached, or refuses.
         """
         await self._on_thread(self._init)
+
+    async def mend(self, finder: HangingFinder) -> None:
+        """End what hangs of this transactional id, now and until it is closed. The finder is closed with it.
+
+        Raises:
+            BusError: not even a transaction that says nothing can be made.
+        """
+        self._finder = finder
+        # Its last transaction has ended, or it could not have started: offsets that are still open hang.
+        await self._on_thread(partial(self._forget_offsets, finder))
+        self._mending = asyncio.create_task(self._mend(finder))
 
     async def transaction(
         self,
@@ -100,17 +132,35 @@ class KafkaProducer:
         """See `Producer.close`."""
         if not self.is_closed:
             self.is_closed = True
+            if self._mending is not None:
+                self._mending.cancel()
+                await asyncio.wait([self._mending])
+            if self._finder is not None:
+                await self._on_thread(self._finder.close)
             await self._on_thread(self._close)
             self._thread.shutdown(wait=False)
 
     async def _on_thread(self, work: Callable[[], object]) -> None:
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            future.exception()  # decided, but nobody is left to tell
-            raise
+        await run_on(self._thread, work)
+
+    async def _mend(self, finder: HangingFinder) -> None:
+        """Look for what hangs, for ever. Another's is none the worse, and ended by its own producer."""
+        clock = asyncio.get_running_loop().time
+        filled: set[tuple[TopicPartition, int]] = set()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kafka-hanging") as thread:
+            while True:
+                await asyncio.sleep(finder.patience / _LOOKS)
+                try:
+                    found = await run_on(thread, lambda: finder.look(clock()))
+                    if found.offsets:
+                        await self._on_thread(partial(self._forget_offsets, finder))
+                    hanging = {(at, wait.offset) for at, wait in found.partitions.items()}
+                    if new := [at for at, _ in hanging - filled]:
+                        logger.warning("readers wait for too long: %s", ", ".join(map(str, new)))
+                        await self._on_thread(partial(self._transact, list(map(filler, new)), [], b""))
+                    filled = hanging
+                except (BusError, Unavailable) as error:
+                    logger.warning("what hangs is looked for later: %s", error)
 
     # All below runs on the producer's thread.
 
@@ -127,9 +177,12 @@ class KafkaProducer:
                     self._give_up(error.args[0])
                     raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
 
-    def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
+    def _check_whole(self) -> None:
         if self._broken is not None:
             raise type(self._broken)(str(self._broken))
+
+    def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
+        self._check_whole()
         self._undelivered.clear()
         try:
             self._producer.begin_transaction()
@@ -148,6 +201,21 @@ class KafkaProducer:
         except KafkaException as error:
             if not error.args[0].txn_requires_abort():
                 raise self._give_up(error.args[0]) from error
+            raise self._abort(error.args[0]) from error
+
+    def _forget_offsets(self, finder: HangingFinder) -> None:
+        """End offsets of this id that are open in its group, by a transaction that aborts."""
+        self._check_whole()
+        try:
+            self._producer.begin_transaction()
+            persist(
+                lambda: self._producer.send_offsets_to_transaction(
+                    [finder.spare], finder.nobody, _CALL_SECONDS
+                ),
+                _RESOLVE_SECONDS,
+            )
+            persist(lambda: self._producer.abort_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
+        except KafkaException as error:
             raise self._abort(error.args[0]) from error
 
     def _produce(self, output: Outgoing) -> None:

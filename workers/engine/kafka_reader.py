@@ -20,12 +20,11 @@ from codeconvoy.workers.engine.kafka_client import (
     persist,
     reader_settings,
 )
+from codeconvoy.workers.engine.kafka_hanging import FILLER, LATEST
 
 _SLICE_SECONDS = 0.05
 _CALL_SECONDS = 5.0
 _WATERMARK_SECONDS = 10.0
-_LATEST = -1
-"""The time that stands for the end of a partition."""
 
 T = TypeVar("T")
 
@@ -93,7 +92,7 @@ class KafkaReader:
         )
 
     def _ends_of(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        asked = [as_kafka(at, _LATEST) for at in partitions]
+        asked = [as_kafka(at, LATEST) for at in partitions]
 
         def ask() -> Mapping[TopicPartition, int]:
             found = self._ends.offsets_for_times(asked, timeout=_CALL_SECONDS)
@@ -128,7 +127,9 @@ class KafkaReader:
         records = []
         for message in messages:
             if (error := message.error()) is None:
-                records.append(as_record(message))
+                record = as_record(message)
+                if FILLER not in record.headers:
+                    records.append(record)
             elif not error.retriable():
                 self._at = None
                 raise BusError(f"{partition} at {offset}: {as_bus_error(error)}")

@@ -206,7 +206,7 @@ class MemoryBus:
         self._consumers.append(consumer)
         return consumer
 
-    async def producer(self, transactional_id: str) -> MemoryProducer:
+    async def producer(self, transactional_id: str, group: str = "") -> MemoryProducer:
         """See `Bus.producer`."""
         await self._process.yield_point("bus.producer")
         producer = MemoryProducer(self._process, transactional_id)

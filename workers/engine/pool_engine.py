@@ -164,7 +164,7 @@ class PoolEngine:
         """
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._handler.close)
-            producer = await self._bus.producer(f"{self._group}.{self._instance}")
+            producer = await self._bus.producer(f"{self._group}.{self._instance}", self._group)
             stack.push_async_callback(producer.close)
             consumer = self._bus.consumer(self._group, [self._topic], self, self._instance)
             stack.push_async_callback(consumer.close)

@@ -161,10 +161,8 @@ def java_version() -> int:
 class LocalKafka:
     """A single-node Apache Kafka in KRaft mode, from jars, on this machine.
 
-    `kill()` and `start()` again give the same broker: same port, same data. One thing can be lost (seen
-    with 4.3.1): a transaction whose commit was acknowledged but whose markers were not yet written when
-    it was killed. Starting again, the only broker finds its partitions without a leader for a moment,
-    takes them for deleted and skips the markers: readers then wait at that transaction for ever. With
+    `kill()` and `start()` again give the same broker: same port, same data. One thing can be lost: the
+    markers of a transaction that were not yet written when it was killed (see `kafka_hanging`). With
     replicas another broker leads meanwhile.
     """
 

@@ -190,7 +190,7 @@ class World:
 
     def kill_services(self, *names: str) -> None:
         """SIGKILL of the broker, in a quiet moment, or of Redis. Without the broker a worker may lose its
-        place in its group."""
+        place in its group. In any other moment the broker may lose markers, see `kafka_hanging`."""
         if "kafka" in names:
             self.wait_quiet()
             self.crashed |= {self.fleet[name].pid for name in self.running()}
@@ -207,7 +207,7 @@ class World:
 
     def wait_quiet(self) -> None:
         """Wait until nobody commits anything any more, and all that was committed is marked so on the
-        log: see `LocalKafka` for what a kill before that does."""
+        log."""
         seen, since = -1.0, time.monotonic()
 
         def quiet() -> bool:

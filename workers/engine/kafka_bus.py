@@ -24,7 +24,7 @@ from codeconvoy.workers.engine.kafka_client import (
     producer_settings,
 )
 from codeconvoy.workers.engine.kafka_consumer import KafkaConsumer
-from codeconvoy.workers.engine.kafka_hanging import HangingFinder
+from codeconvoy.workers.engine.kafka_hanging import HangingFinder, Last
 from codeconvoy.workers.engine.kafka_producer import KafkaProducer
 from codeconvoy.workers.engine.kafka_reader import KafkaReader
 
@@ -48,6 +48,8 @@ class KafkaBus:
         """`topics` are those in which hanging transactions are looked for."""
         self._settings, self._embedded, self._topics = dict(settings), embedded, topics
         self._clients: list[Client] = []
+        self._last: dict[str, Last] = {}
+        """For each transactional id: a producer may be followed by another one."""
         self._admin: AdminClient | None = None
         self._complaints = Complaints()
 
@@ -62,7 +64,8 @@ class KafkaBus:
     async def producer(self, transactional_id: str, group: str = "") -> KafkaProducer:
         """See `Bus.producer`. With a group it ends what hangs of its id: see `kafka_hanging`."""
         settings = producer_settings(self._settings, transactional_id)
-        producer = KafkaProducer(settings, embedded=self._embedded)
+        last = self._last.setdefault(transactional_id, Last())
+        producer = KafkaProducer(settings, embedded=self._embedded, last=last)
         self._keep(producer)
         try:
             await producer.start()

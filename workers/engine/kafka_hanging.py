@@ -7,16 +7,18 @@ whoever asks for the group's offsets.
 
 The markers of the producer's next transaction in the same partitions end it too: a partition knows one open
 transaction of a producer, and a `transactional.id` that comes again has the same producer id. Who hangs
-where can't be asked, so every producer of an engine ends what may be its own:
+where can't be asked, so every producer of an engine ends what may be its own, by a transaction with fillers
+and an offset that nobody uses:
 
-- Records, by a filler in a transaction that commits. The records of one that was aborted come to light by
-  that. They bear the ids of what was written again in their place, and count once.
-- Offsets, in a transaction that aborts. Offsets that were committed are forgotten by that. Tasks that come
-  again are found to be done.
+- Its last transaction has committed, as this process knows: by one that commits, once it must hang.
+- Else by one that aborts, before it makes another, which would make the lost one true in part. What is not
+  there is done again.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
+from threading import Lock
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
@@ -46,6 +48,23 @@ class Wait:
     """Seconds of a monotonic clock: when that was seen first."""
 
 
+class Outcome(Enum):
+    """Of the last transaction of an id that the broker may know."""
+
+    COMMITTED = auto()
+    UNKNOWN = auto()
+    """Or aborted, but nobody has seen that this arrived everywhere."""
+    ENDED = auto()
+    """Everywhere."""
+
+
+@dataclass(slots=True)
+class Last:
+    """The last transaction of an id, whichever producer of this process made it."""
+
+    outcome: Outcome = Outcome.UNKNOWN
+
+
 Waits = Mapping[TopicPartition, Wait]
 
 
@@ -63,32 +82,37 @@ def waits_now(
 
 
 @dataclass(frozen=True, slots=True)
-class Hanging:
-    """What hangs, as far as anybody can tell."""
+class Open:
+    """What readers wait at."""
 
     partitions: Waits
     offsets: bool
     """Those of the group."""
 
+    def __bool__(self) -> bool:
+        return bool(self.partitions) or self.offsets
+
 
 class HangingFinder:
-    """Looks for hanging transactions in the topics of a fleet. Blocks."""
+    """Looks for hanging transactions in the topics of a fleet. Blocks; several threads may ask."""
 
     def __init__(self, given: Mapping[str, str], topics: Topics, group: str, timeout_seconds: float) -> None:
         """`timeout_seconds` is for how long a transaction may be open."""
-        self._topics = topics
+        self._topics, self.group = topics, group
         self.patience = timeout_seconds + CLEAN_UP_SECONDS
         """No transaction is open for so many seconds, unless it hangs."""
         # It never joins: it subscribes to nothing.
         self._committed = Consumer(consumer_settings(given, group, f"{group}.hanging"))
         self._uncommitted = Consumer(reader_settings(given, "read_uncommitted"))
+        self._one_at_a_time = Lock()
         self._waits: Waits = {}
         self._unstable_since: float | None = None
 
     @property
     def nobody(self) -> bytes:
         """The group metadata of who is no member."""
-        metadata: bytes = self._committed.consumer_group_metadata()
+        with self._one_at_a_time:
+            metadata: bytes = self._committed.consumer_group_metadata()
         return metadata
 
     @property
@@ -96,12 +120,33 @@ class HangingFinder:
         """An offset that the group does not use."""
         return KafkaPartition(self._topics.dead_letters, 0, 0)
 
-    def look(self, now: float) -> Hanging:
-        """What hangs now, at a time of a monotonic clock.
+    def hanging(self, now: float) -> Open:
+        """What has been open for too long, at a time of a monotonic clock.
 
         Raises:
             Unavailable: the broker does not answer.
         """
+        found = self.open(now)
+        if not found.offsets:
+            self._unstable_since = None
+        elif self._unstable_since is None:
+            self._unstable_since = now
+        self._waits = found.partitions
+        return Open(
+            {at: wait for at, wait in found.partitions.items() if now - wait.since >= self.patience},
+            self._unstable_since is not None and now - self._unstable_since >= self.patience,
+        )
+
+    def open(self, now: float) -> Open:
+        """What is open, and may be so rightly; offsets only if they stay so for some seconds.
+
+        Raises:
+            Unavailable: the broker does not answer.
+        """
+        with self._one_at_a_time:
+            return self._open(now)
+
+    def _open(self, now: float) -> Open:
         try:
             known = self._committed.list_topics(timeout=_CALL_SECONDS).topics
             names = [name for name in known if name.startswith(f"{self._topics.prefix}.")]
@@ -109,19 +154,10 @@ class HangingFinder:
             stable, ends = (
                 self._latest(client, partitions) for client in (self._committed, self._uncommitted)
             )
-            is_unstable = self._is_unstable(partitions)
+            return Open(waits_now(self._waits, stable, ends, now), self._is_unstable(partitions))
         except KafkaException as error:
             reason, remedy = str(as_bus_error(error.args[0])), "It is looked for again"
             raise Unavailable("Kafka: hanging transactions", reason, remedy) from error
-        self._waits = waits_now(self._waits, stable, ends, now)
-        if not is_unstable:
-            self._unstable_since = None
-        elif self._unstable_since is None:
-            self._unstable_since = now
-        return Hanging(
-            {at: wait for at, wait in self._waits.items() if now - wait.since >= self.patience},
-            self._unstable_since is not None and now - self._unstable_since >= self.patience,
-        )
 
     def close(self) -> None:
         """Give up its clients."""

@@ -37,7 +37,7 @@ from codeconvoy.workers.engine.kafka_client import (
     run_on,
 )
 from codeconvoy.workers.engine.kafka_consumer import MemberToken
-from codeconvoy.workers.engine.kafka_hanging import FILLER, HangingFinder
+from codeconvoy.workers.engine.kafka_hanging import FILLER, HangingFinder, Last, Outcome
 from codeconvoy.workers.engine.limits import check_limits, key_bytes
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,13 @@ def filler(at: TopicPartition) -> Outgoing:
 class KafkaProducer:
     """The one owner of a transactional id. Its blocking calls run on a thread of its own."""
 
-    def __init__(self, settings: Settings, *, embedded: bool) -> None:
+    def __init__(self, settings: Settings, *, embedded: bool, last: Last | None = None) -> None:
+        """`last` is the last transaction of this id, as far as this process knows."""
         self._settings, self._embedded = settings, embedded
+        self._last = last or Last()
         self._complaints = Complaints()
+        self._on_way = 0
+        """Records of this transaction that the broker may have."""
         self._undelivered: set[int] = set()
         """Why records of this transaction could not be written: what it fails with may say less."""
         reports: Settings = {"on_delivery": self._on_delivery, "delivery.report.only.error": True}
@@ -95,11 +99,10 @@ class KafkaProducer:
         """End what hangs of this transactional id, now and until it is closed. The finder is closed with it.
 
         Raises:
-            BusError: not even a transaction that says nothing can be made.
+            BusError: this producer is of no use.
         """
         self._finder = finder
-        # Its last transaction has ended, or it could not have started: offsets that are still open hang.
-        await self._on_thread(partial(self._forget_offsets, finder))
+        await self._on_thread(self._end_last)
         self._mending = asyncio.create_task(self._mend(finder))
 
     async def transaction(
@@ -151,13 +154,12 @@ class KafkaProducer:
             while True:
                 await asyncio.sleep(finder.patience / _LOOKS)
                 try:
-                    found = await run_on(thread, lambda: finder.look(clock()))
-                    if found.offsets:
-                        await self._on_thread(partial(self._forget_offsets, finder))
+                    found = await run_on(thread, lambda: finder.hanging(clock()))
                     hanging = {(at, wait.offset) for at, wait in found.partitions.items()}
-                    if new := [at for at, _ in hanging - filled]:
-                        logger.warning("readers wait for too long: %s", ", ".join(map(str, new)))
-                        await self._on_thread(partial(self._transact, list(map(filler, new)), [], b""))
+                    new = [at for at, _ in hanging - filled]
+                    if new or found.offsets:
+                        logger.warning("open for too long: %s", new or f"offsets of {finder.group}")
+                        await self._on_thread(partial(self._end, finder, new, offsets=found.offsets))
                     filled = hanging
                 except (BusError, Unavailable) as error:
                     logger.warning("what hangs is looked for later: %s", error)
@@ -177,24 +179,39 @@ class KafkaProducer:
                     self._give_up(error.args[0])
                     raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
 
-    def _check_whole(self) -> None:
+    def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
+        if self._last.outcome is Outcome.UNKNOWN:
+            self._end_last()
+        try:
+            self._begin(outputs, offsets, metadata)
+            self._commit()
+        except BusError:
+            if self._on_way:  # or the broker knows the one before as the last
+                self._last.outcome = Outcome.UNKNOWN
+            raise
+        self._last.outcome = Outcome.COMMITTED
+
+    def _begin(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
+        """A transaction, up to its end."""
         if self._broken is not None:
             raise type(self._broken)(str(self._broken))
-
-    def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
-        self._check_whole()
         self._undelivered.clear()
+        self._on_way = 0
         try:
             self._producer.begin_transaction()
             for output in outputs:
                 self._produce(output)
+                self._on_way += 1
             if offsets:
                 persist(
                     lambda: self._producer.send_offsets_to_transaction(offsets, metadata, _CALL_SECONDS),
                     _RESOLVE_SECONDS,
                 )
+                self._on_way += 1
         except KafkaException as error:
             raise self._abort(error.args[0]) from error
+
+    def _commit(self) -> None:
         try:
             # Flushes first; a record that could not be delivered makes it abortable.
             persist(lambda: self._producer.commit_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
@@ -203,20 +220,42 @@ class KafkaProducer:
                 raise self._give_up(error.args[0]) from error
             raise self._abort(error.args[0]) from error
 
-    def _forget_offsets(self, finder: HangingFinder) -> None:
-        """End offsets of this id that are open in its group, by a transaction that aborts."""
-        self._check_whole()
+    def _end_last(self) -> None:
+        """See that what is open is not this id's last transaction, whose outcome is not known; or, if offsets
+        are, not for want of its markers: whoever needs them would start anew before that is sure.
+
+        Raises:
+            Aborted: that could not be seen now.
+        """
+        if (finder := self._finder) is None:
+            return
         try:
-            self._producer.begin_transaction()
-            persist(
-                lambda: self._producer.send_offsets_to_transaction(
-                    [finder.spare], finder.nobody, _CALL_SECONDS
-                ),
-                _RESOLVE_SECONDS,
-            )
+            found = finder.open(time.monotonic())
+        except Unavailable as away:
+            raise Aborted(str(away)) from away
+        if self._last.outcome is Outcome.UNKNOWN:
+            if found:
+                self._end(finder, list(found.partitions), offsets=found.offsets)
+            self._last.outcome = Outcome.ENDED
+        elif found.offsets:
+            self._end(finder, (), offsets=True)
+
+    def _end(self, finder: HangingFinder, partitions: Sequence[TopicPartition], *, offsets: bool) -> None:
+        """End this id's last transaction as it was decided, where that did not arrive."""
+        fillers = list(map(filler, partitions))
+        spare, metadata = ([finder.spare], finder.nobody) if offsets else ([], b"")
+        if self._last.outcome is Outcome.COMMITTED:
+            try:
+                self._transact(fillers, spare, metadata)
+            finally:
+                self._last.outcome = Outcome.COMMITTED
+            return
+        self._begin(fillers, spare, metadata)
+        self._producer.flush(_CALL_SECONDS)  # what the broker never saw would not be ended
+        try:
             persist(lambda: self._producer.abort_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
         except KafkaException as error:
-            raise self._abort(error.args[0]) from error
+            raise self._give_up(error.args[0]) from error
 
     def _produce(self, output: Outgoing) -> None:
         partition = _ANY_PARTITION if output.partition is None else output.partition
@@ -252,6 +291,7 @@ class KafkaProducer:
     def _on_delivery(self, error: KafkaError | None, message: object) -> None:
         if error is not None:
             self._undelivered.add(error.code())
+            self._on_way -= 1
 
     def _give_up(self, problem: KafkaError) -> BusError:
         self._broken = as_bus_error(problem)

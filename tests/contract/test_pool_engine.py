@@ -115,6 +115,9 @@ class Refusing:
     inner: Producer
     aborts: Callable[[Sequence[Outgoing]], type[Aborted] | None]
 
+    def check(self) -> None:
+        self.inner.check()
+
     async def transaction(
         self,
         outputs: Sequence[Outgoing],

@@ -6,7 +6,7 @@ logs of partitions, while the log of transactions says that all is complete.
 
 import asyncio
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ TOPICS = Topics("hanging", 2)
 AT = TopicPartition(TOPICS.events, 1)
 QUEUE = TopicPartition(TOPICS.tasks("clerk"), 0)
 GROUP = TOPICS.group("worker.clerk")
-OPTIONS = {"transaction.timeout.ms": "1000"}
+TIMEOUT_SECONDS = 10.0
+"""Of a transaction, unless it is set."""
+PATIENCE_SECONDS = 3.0
 SECONDS = 60.0
 _CONTROL = 0x20
 """The bit of a batch's attributes that says that it is a marker (Kafka's message format 2)."""
@@ -45,7 +47,7 @@ def kafka(tmp_path: Path) -> Iterator[LocalKafka]:
 
 
 def settings(kafka: LocalKafka) -> dict[str, str]:
-    return {"bootstrap.servers": kafka.bootstrap, **OPTIONS}
+    return {"bootstrap.servers": kafka.bootstrap}
 
 
 def cut_marker(log: Path) -> bool:
@@ -98,6 +100,33 @@ async def write(producer: Producer, group: Group, value: str, offset: int) -> No
     await producer.transaction(outputs, {QUEUE: Committed(offset)}, GROUP, group.token())
 
 
+class FromTheStart:
+    """What a member of a group wants to be told: nothing."""
+
+    async def assigned(
+        self, committed: Mapping[TopicPartition, Committed | None]
+    ) -> Mapping[TopicPartition, int]:
+        return dict.fromkeys(committed, 0)
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    async def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+
+async def check_passed_by(bus: KafkaBus, wanted: Sequence[str]) -> None:
+    """See that a member of a group is given what is wanted, and passes the fillers."""
+    reader = bus.reader()
+    ends = await reader.ends([AT])
+    consumer = bus.consumer("passes-by", [AT.topic], FromTheStart(), "passer")
+    found: list[str] = []
+    async with asyncio.timeout(SECONDS):
+        while (await consumer.positions()).get(AT, 0) < ends[AT]:
+            found += [record.value.decode() for record in await consumer.poll(10, 0.5)]
+    assert found == list(wanted)
+    assert ends[AT] > 2 * len(wanted), "there are fillers and markers"
+    await consumer.close()
+
+
 async def read(bus: KafkaBus, wanted: Sequence[str]) -> None:
     """Wait until the partition can be read as far, and see that just this is there."""
     reader, found, offset = bus.reader(), list[str](), 0
@@ -114,7 +143,7 @@ def test_what_hangs_is_ended_by_who_wrote_it_or_comes_again_in_its_name(
     kafka: LocalKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No transaction is really open here: there is none whose end would have to be waited for.
-    monkeypatch.setattr(kafka_hanging, "CLEAN_UP_SECONDS", 2.0)
+    monkeypatch.setattr(kafka_hanging, "CLEAN_UP_SECONDS", PATIENCE_SECONDS - TIMEOUT_SECONDS)
     bystander, mine = f"{GROUP}.bystander", f"{GROUP}.writer"
 
     async def go() -> None:
@@ -144,6 +173,7 @@ def test_what_hangs_is_ended_by_who_wrote_it_or_comes_again_in_its_name(
         await write(writer, group, "second again", 2)
         await read(bus, ["first", "second again"])
         assert await asyncio.to_thread(group.offset) == 2
+        await check_passed_by(bus, ["first", "second again"])
         await bus.close()
         group.client.close()
 

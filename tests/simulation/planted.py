@@ -192,6 +192,9 @@ class SplitProducer:
     inner: Producer
     offsets_first: bool
 
+    def check(self) -> None:
+        self.inner.check()
+
     async def transaction(
         self,
         outputs: Sequence[Outgoing],

@@ -168,6 +168,14 @@ class Producer(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """See that it can be used: nobody else would find out while there is nothing to write.
+
+        Raises:
+            BusError: it can't any more.
+        """
+        ...
+
     async def close(self) -> None:
         """Give up the producer; an open transaction is aborted."""
         ...

@@ -133,6 +133,7 @@ class FoldEngine(Generic[S]):
                     await self._pass_markers(consumer, batches)
                 if clock() - last_tick >= self._limits.tick_seconds:
                     last_tick = clock()
+                    producer.check()
                     await self._see_kept(batches)
                     await self._tick(batches)
                     await self._pass_markers(consumer, batches)

@@ -11,8 +11,8 @@ where can't be asked, so every producer of an engine ends what may be its own, b
 and an offset that nobody uses:
 
 - Its last transaction has committed, as this process knows: by one that commits, once it must hang.
-- Else by one that aborts, before it makes another, which would make the lost one true in part. What is not
-  there is done again.
+- Else by one that aborts, before it makes another, which would make the lost one true in part. The engine
+  then starts anew from what there is, and does again what is not.
 """
 
 from collections.abc import Collection, Mapping
@@ -52,10 +52,11 @@ class Outcome(Enum):
     """Of the last transaction of an id that the broker may know."""
 
     COMMITTED = auto()
+    ABORTED = auto()
     UNKNOWN = auto()
-    """Or aborted, but nobody has seen that this arrived everywhere."""
-    ENDED = auto()
-    """Everywhere."""
+    """Or aborted, and the broker may have been killed meanwhile."""
+    NONE = auto()
+    """There is none of which anything could be open."""
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ from codeconvoy.workers.engine.kafka_client import (
     run_on,
 )
 from codeconvoy.workers.engine.kafka_consumer import MemberToken
-from codeconvoy.workers.engine.kafka_hanging import FILLER, HangingFinder, Last, Outcome
+from codeconvoy.workers.engine.kafka_hanging import FILLER, HangingFinder, Last, Open, Outcome
 from codeconvoy.workers.engine.limits import check_limits, key_bytes
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ _RESOLVE_SECONDS = 90.0
 """For so long a broker may be away in the middle of a transaction."""
 _INIT_SECONDS = 30.0
 """The transaction coordinator of a fresh broker first creates its topic."""
+_SURE_SECONDS = 2.0
+"""No broker is killed and back so soon: what was aborted within that was so everywhere, or will be."""
 _LOOKS = 4
 """For hanging transactions, while one is not yet taken for that."""
 
@@ -73,8 +75,6 @@ class KafkaProducer:
         self._settings, self._embedded = settings, embedded
         self._last = last or Last()
         self._complaints = Complaints()
-        self._on_way = 0
-        """Records of this transaction that the broker may have."""
         self._undelivered: set[int] = set()
         """Why records of this transaction could not be written: what it fails with may say less."""
         reports: Settings = {"on_delivery": self._on_delivery, "delivery.report.only.error": True}
@@ -102,8 +102,13 @@ class KafkaProducer:
             BusError: this producer is of no use.
         """
         self._finder = finder
-        await self._on_thread(self._end_last)
+        await self._on_thread(partial(self._end_last, finder))
         self._mending = asyncio.create_task(self._mend(finder))
+
+    def check(self) -> None:
+        """See `Producer.check`: what ends what hangs may have been fenced."""
+        if self._broken is not None:
+            raise type(self._broken)(str(self._broken))
 
     async def transaction(
         self,
@@ -149,18 +154,18 @@ class KafkaProducer:
     async def _mend(self, finder: HangingFinder) -> None:
         """Look for what hangs, for ever. Another's is none the worse, and ended by its own producer."""
         clock = asyncio.get_running_loop().time
-        filled: set[tuple[TopicPartition, int]] = set()
+        done: set[tuple[TopicPartition, int]] = set()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kafka-hanging") as thread:
             while True:
                 await asyncio.sleep(finder.patience / _LOOKS)
                 try:
                     found = await run_on(thread, lambda: finder.hanging(clock()))
-                    hanging = {(at, wait.offset) for at, wait in found.partitions.items()}
-                    new = [at for at, _ in hanging - filled]
+                    new = {at: wait for at, wait in found.partitions.items() if (at, wait.offset) not in done}
                     if new or found.offsets:
-                        logger.warning("open for too long: %s", new or f"offsets of {finder.group}")
-                        await self._on_thread(partial(self._end, finder, new, offsets=found.offsets))
-                    filled = hanging
+                        what = [*map(str, new), *([f"offsets of {finder.group}"] if found.offsets else [])]
+                        logger.warning("open for too long: %s", ", ".join(what))
+                        await self._on_thread(partial(self._end, finder, Open(new, found.offsets)))
+                    done = {(at, wait.offset) for at, wait in found.partitions.items()}
                 except (BusError, Unavailable) as error:
                     logger.warning("what hangs is looked for later: %s", error)
 
@@ -181,33 +186,30 @@ class KafkaProducer:
 
     def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
         if self._last.outcome is Outcome.UNKNOWN:
-            self._end_last()
+            self._undo()
+        self._last.outcome, began = Outcome.UNKNOWN, time.monotonic()
         try:
             self._begin(outputs, offsets, metadata)
             self._commit()
-        except BusError:
-            if self._on_way:  # or the broker knows the one before as the last
-                self._last.outcome = Outcome.UNKNOWN
+        except Aborted:
+            if time.monotonic() - began < _SURE_SECONDS:
+                self._last.outcome = Outcome.ABORTED
             raise
         self._last.outcome = Outcome.COMMITTED
 
     def _begin(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
         """A transaction, up to its end."""
-        if self._broken is not None:
-            raise type(self._broken)(str(self._broken))
+        self.check()
         self._undelivered.clear()
-        self._on_way = 0
         try:
             self._producer.begin_transaction()
             for output in outputs:
                 self._produce(output)
-                self._on_way += 1
             if offsets:
                 persist(
                     lambda: self._producer.send_offsets_to_transaction(offsets, metadata, _CALL_SECONDS),
                     _RESOLVE_SECONDS,
                 )
-                self._on_way += 1
         except KafkaException as error:
             raise self._abort(error.args[0]) from error
 
@@ -220,42 +222,64 @@ class KafkaProducer:
                 raise self._give_up(error.args[0]) from error
             raise self._abort(error.args[0]) from error
 
-    def _end_last(self) -> None:
-        """See that what is open is not this id's last transaction, whose outcome is not known; or, if offsets
-        are, not for want of its markers: whoever needs them would start anew before that is sure.
+    def _end_last(self, finder: HangingFinder) -> None:
+        """End what is open of the last transaction, before anything is done. If it was committed, only its
+        offsets: whoever needs them would start anew before it is sure that they hang."""
+        if self._last.outcome is not Outcome.COMMITTED:
+            self._abort_fillers(finder, finder.open(time.monotonic()))
+        elif (found := finder.open(time.monotonic())).offsets:
+            self._redo(finder, Open({}, found.offsets))
+
+    def _end(self, finder: HangingFinder, hanging: Open) -> None:
+        """End what may be of the last transaction, and hangs."""
+        match self._last.outcome:
+            case Outcome.COMMITTED:
+                self._redo(finder, hanging)
+            case Outcome.ABORTED | Outcome.UNKNOWN:
+                self._undo()
+
+    def _undo(self) -> None:
+        """Undo what is open of a transaction that was not, or may not have been, committed.
 
         Raises:
-            Aborted: that could not be seen now.
+            Aborted: whether anything is can't be seen now.
+            BusError: something was. What the owner of this producer has in mind may not be so any more.
         """
-        if (finder := self._finder) is None:
+        if self._finder is None:
             return
         try:
-            found = finder.open(time.monotonic())
+            found = self._finder.open(time.monotonic())
         except Unavailable as away:
             raise Aborted(str(away)) from away
-        if self._last.outcome is Outcome.UNKNOWN:
-            if found:
-                self._end(finder, list(found.partitions), offsets=found.offsets)
-            self._last.outcome = Outcome.ENDED
-        elif found.offsets:
-            self._end(finder, (), offsets=True)
+        self._abort_fillers(self._finder, found)
+        if found:
+            self._broken = BusError("a transaction whose end the broker had lost was undone")
+            raise self._broken
 
-    def _end(self, finder: HangingFinder, partitions: Sequence[TopicPartition], *, offsets: bool) -> None:
-        """End this id's last transaction as it was decided, where that did not arrive."""
-        fillers = list(map(filler, partitions))
-        spare, metadata = ([finder.spare], finder.nobody) if offsets else ([], b"")
-        if self._last.outcome is Outcome.COMMITTED:
+    def _abort_fillers(self, finder: HangingFinder, found: Open) -> None:
+        """End the last transaction by one that aborts."""
+        if found:
+            self._begin(*self._fillers(finder, found))
+            self._producer.flush(_CALL_SECONDS)  # what the broker never saw would not be ended
             try:
-                self._transact(fillers, spare, metadata)
-            finally:
-                self._last.outcome = Outcome.COMMITTED
-            return
-        self._begin(fillers, spare, metadata)
-        self._producer.flush(_CALL_SECONDS)  # what the broker never saw would not be ended
+                persist(lambda: self._producer.abort_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
+            except KafkaException as error:
+                raise self._give_up(error.args[0]) from error
+        self._last.outcome = Outcome.NONE
+
+    def _redo(self, finder: HangingFinder, hanging: Open) -> None:
+        """End the last transaction, which was committed, by one that commits."""
         try:
-            persist(lambda: self._producer.abort_transaction(_CALL_SECONDS), _RESOLVE_SECONDS)
-        except KafkaException as error:
-            raise self._give_up(error.args[0]) from error
+            self._transact(*self._fillers(finder, hanging))
+        finally:
+            self._last.outcome = Outcome.COMMITTED
+
+    def _fillers(
+        self, finder: HangingFinder, found: Open
+    ) -> tuple[list[Outgoing], list[KafkaPartition], bytes]:
+        """A transaction that says nothing, in these places."""
+        fillers = list(map(filler, found.partitions))
+        return (fillers, [finder.spare], finder.nobody) if found.offsets else (fillers, [], b"")
 
     def _produce(self, output: Outgoing) -> None:
         partition = _ANY_PARTITION if output.partition is None else output.partition
@@ -291,7 +315,6 @@ class KafkaProducer:
     def _on_delivery(self, error: KafkaError | None, message: object) -> None:
         if error is not None:
             self._undelivered.add(error.code())
-            self._on_way -= 1
 
     def _give_up(self, problem: KafkaError) -> BusError:
         self._broken = as_bus_error(problem)

@@ -40,6 +40,9 @@ class MemoryProducer:
         self._open: Transaction | None = None
         self._dead = False
 
+    def check(self) -> None:
+        """See `Producer.check`: it learns all from its transactions."""
+
     async def transaction(
         self,
         outputs: Sequence[Outgoing],

@@ -422,6 +422,7 @@ class PoolEngine:
 
     async def _look_around(self, consumer: Consumer) -> None:
         """What changes slowly: lag, transaction markers at the end, records that were skipped."""
+        self._results.check()
         self._metrics.lag.set(sum((await consumer.lag()).values()))
         for at, position in (await consumer.positions()).items():
             assignment = self._assigned.get(at.partition)

@@ -93,6 +93,11 @@ class Results:
         """Begin to commit with these."""
         self._producer, self._consumer = producer, consumer
 
+    def check(self) -> None:
+        """Raise what keeps the producer from ever committing again."""
+        assert self._producer is not None, "opened"
+        self._producer.check()
+
     def __len__(self) -> int:
         return len(self._waiting)
 

@@ -89,6 +89,7 @@ class AgentWorker:
     async def close(self) -> None:
         """See `Handler`."""
         await self._agent.close()
+        await self._desk.close()
 
     def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
         """See `Handler`."""

@@ -91,6 +91,10 @@ class Desk:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ends", Ends(self.reader, self.topics.events))
 
+    async def close(self) -> None:
+        """Give up its reader: an engine that starts anew has another desk."""
+        await self.reader.close()
+
     # Before the work ----------------------------------------------------------------------------
 
     async def is_void(self, task: Task) -> bool:

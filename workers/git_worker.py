@@ -37,6 +37,7 @@ class GitWorker:
 
     async def close(self) -> None:
         """See `Handler`."""
+        await self._desk.close()
 
     def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
         """See `Handler`."""

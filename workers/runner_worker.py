@@ -42,6 +42,7 @@ class RunnerWorker:
     async def close(self) -> None:
         """See `Handler`."""
         await asyncio.to_thread(self._trees.cleanup)
+        await self._desk.close()
 
     def gave_up(self, record: Record, reason: str) -> Sequence[Outgoing]:
         """See `Handler`."""

@@ -11,11 +11,13 @@ where can't be asked, so every producer of an engine ends what may be its own, b
 and an offset that nobody uses:
 
 - Its last transaction has committed, as this process knows: by one that commits, once it must hang.
-- Else by one that aborts, before it makes another, which would make the lost one true in part. The engine
-  then starts anew from what there is, and does again what is not.
+- Nobody knows, but its offsets are there: by one that commits.
+- Else by one that aborts. In both cases before it makes another, which would make the lost one true in part;
+  and the engine starts anew from what there is, and does again what is not.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from threading import Lock
@@ -64,6 +66,8 @@ class Last:
     """The last transaction of an id, whichever producer of this process made it."""
 
     outcome: Outcome = Outcome.UNKNOWN
+    offsets: Sequence[KafkaPartition] = ()
+    """That it commits."""
 
 
 Waits = Mapping[TopicPartition, Wait]
@@ -92,6 +96,15 @@ class Open:
 
     def __bool__(self) -> bool:
         return bool(self.partitions) or self.offsets
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        reason, remedy = str(as_bus_error(error.args[0])), "It is looked for again"
+        raise Unavailable("Kafka: hanging transactions", reason, remedy) from error
 
 
 class HangingFinder:
@@ -144,11 +157,7 @@ class HangingFinder:
         Raises:
             Unavailable: the broker does not answer.
         """
-        with self._one_at_a_time:
-            return self._open(now)
-
-    def _open(self, now: float) -> Open:
-        try:
+        with self._one_at_a_time, _answered():
             known = self._committed.list_topics(timeout=_CALL_SECONDS).topics
             names = [name for name in known if name.startswith(f"{self._topics.prefix}.")]
             partitions = [TopicPartition(name, number) for name in names for number in known[name].partitions]
@@ -156,9 +165,20 @@ class HangingFinder:
                 self._latest(client, partitions) for client in (self._committed, self._uncommitted)
             )
             return Open(waits_now(self._waits, stable, ends, now), self._is_unstable(partitions))
-        except KafkaException as error:
-            reason, remedy = str(as_bus_error(error.args[0])), "It is looked for again"
-            raise Unavailable("Kafka: hanging transactions", reason, remedy) from error
+
+    def has(self, offsets: Sequence[KafkaPartition]) -> bool:
+        """Whether these are the offsets of the group. They are of one transaction: all or none.
+
+        Raises:
+            Unavailable: the broker does not answer.
+        """
+        with self._one_at_a_time, _answered():
+            asked = [KafkaPartition(one.topic, one.partition) for one in offsets]
+            found = self._committed.committed(asked, timeout=_CALL_SECONDS)
+            return any(
+                (there.offset, there.metadata or "") == (one.offset, one.metadata or "")
+                for there, one in zip(found, offsets, strict=True)
+            )
 
     def close(self) -> None:
         """Give up its clients."""

@@ -187,7 +187,7 @@ class KafkaProducer:
     def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
         if self._last.outcome is Outcome.UNKNOWN:
             self._undo()
-        self._last.outcome, began = Outcome.UNKNOWN, time.monotonic()
+        self._last.outcome, self._last.offsets, began = Outcome.UNKNOWN, offsets, time.monotonic()
         try:
             self._begin(outputs, offsets, metadata)
             self._commit()
@@ -226,7 +226,7 @@ class KafkaProducer:
         """End what is open of the last transaction, before anything is done. If it was committed, only its
         offsets: whoever needs them would start anew before it is sure that they hang."""
         if self._last.outcome is not Outcome.COMMITTED:
-            self._abort_fillers(finder, finder.open(time.monotonic()))
+            self._decide(finder)
         elif (found := finder.open(time.monotonic())).offsets:
             self._redo(finder, Open({}, found.offsets))
 
@@ -239,7 +239,7 @@ class KafkaProducer:
                 self._undo()
 
     def _undo(self) -> None:
-        """Undo what is open of a transaction that was not, or may not have been, committed.
+        """End what is open of a transaction that was not, or may not have been, committed.
 
         Raises:
             Aborted: whether anything is can't be seen now.
@@ -248,13 +248,22 @@ class KafkaProducer:
         if self._finder is None:
             return
         try:
-            found = self._finder.open(time.monotonic())
+            is_decided = self._decide(self._finder)
         except Unavailable as away:
             raise Aborted(str(away)) from away
-        self._abort_fillers(self._finder, found)
-        if found:
-            self._broken = BusError("a transaction whose end the broker had lost was undone")
+        if is_decided:
+            self._broken = BusError("a transaction whose end the broker had lost was ended")
             raise self._broken
+
+    def _decide(self, finder: HangingFinder) -> bool:
+        """End a transaction whose outcome is not known, if anything is open: was it committed, its offsets
+        are there. False where nothing is open."""
+        found = finder.open(time.monotonic())
+        if found and not found.offsets and self._last.offsets and finder.has(self._last.offsets):
+            self._redo(finder, found)
+        else:
+            self._abort_fillers(finder, found)
+        return bool(found)
 
     def _abort_fillers(self, finder: HangingFinder, found: Open) -> None:
         """End the last transaction by one that aborts."""
@@ -269,6 +278,7 @@ class KafkaProducer:
 
     def _redo(self, finder: HangingFinder, hanging: Open) -> None:
         """End the last transaction, which was committed, by one that commits."""
+        self._last.outcome = Outcome.COMMITTED
         try:
             self._transact(*self._fillers(finder, hanging))
         finally:

@@ -12,8 +12,9 @@ and an offset that nobody uses:
 
 - Its last transaction has committed, as this process knows: by one that commits, once it must hang.
 - Nobody knows, but its offsets are there: by one that commits.
-- Else by one that aborts. In both cases before it makes another, which would make the lost one true in part;
-  and the engine starts anew from what there is, and does again what is not.
+- Else by one that aborts; what is not there is done again.
+
+The latter two before it makes another, which would make the lost one true in part.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -185,13 +185,14 @@ class KafkaProducer:
                     raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
 
     def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
-        if self._last.outcome is Outcome.UNKNOWN:
-            self._undo()
+        if self._last.outcome is Outcome.UNKNOWN and self._finder is not None:
+            self._decide(self._finder)
         self._last.outcome, self._last.offsets, began = Outcome.UNKNOWN, offsets, time.monotonic()
         try:
             self._begin(outputs, offsets, metadata)
             self._commit()
         except Aborted:
+            self._last.offsets = ()  # they are not there, for sure
             if time.monotonic() - began < _SURE_SECONDS:
                 self._last.outcome = Outcome.ABORTED
             raise
@@ -236,34 +237,24 @@ class KafkaProducer:
             case Outcome.COMMITTED:
                 self._redo(finder, hanging)
             case Outcome.ABORTED | Outcome.UNKNOWN:
-                self._undo()
+                self._decide(finder)
 
-    def _undo(self) -> None:
-        """End what is open of a transaction that was not, or may not have been, committed.
+    def _decide(self, finder: HangingFinder) -> None:
+        """End a transaction whose outcome is not known, if anything is open: was it committed, its offsets
+        are there.
 
         Raises:
             Aborted: whether anything is can't be seen now.
-            BusError: something was. What the owner of this producer has in mind may not be so any more.
         """
-        if self._finder is None:
-            return
         try:
-            is_decided = self._decide(self._finder)
+            found = finder.open(time.monotonic())
+            is_commit = found and not found.offsets and self._last.offsets and finder.has(self._last.offsets)
         except Unavailable as away:
             raise Aborted(str(away)) from away
-        if is_decided:
-            self._broken = BusError("a transaction whose end the broker had lost was ended")
-            raise self._broken
-
-    def _decide(self, finder: HangingFinder) -> bool:
-        """End a transaction whose outcome is not known, if anything is open: was it committed, its offsets
-        are there. False where nothing is open."""
-        found = finder.open(time.monotonic())
-        if found and not found.offsets and self._last.offsets and finder.has(self._last.offsets):
+        if is_commit:
             self._redo(finder, found)
         else:
             self._abort_fillers(finder, found)
-        return bool(found)
 
     def _abort_fillers(self, finder: HangingFinder, found: Open) -> None:
         """End the last transaction by one that aborts."""

@@ -185,6 +185,7 @@ class KafkaProducer:
                     raise self._complaints.unavailable(self._settings, error.args[0].str()) from error
 
     def _transact(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
+        self.check()  # a transaction that is not even begun is not the last
         if self._last.outcome is Outcome.UNKNOWN and self._finder is not None:
             self._decide(self._finder)
         self._last.outcome, self._last.offsets, began = Outcome.UNKNOWN, offsets, time.monotonic()
@@ -200,7 +201,6 @@ class KafkaProducer:
 
     def _begin(self, outputs: Sequence[Outgoing], offsets: list[KafkaPartition], metadata: bytes) -> None:
         """A transaction, up to its end."""
-        self.check()
         self._undelivered.clear()
         try:
             self._producer.begin_transaction()
@@ -259,6 +259,7 @@ class KafkaProducer:
     def _abort_fillers(self, finder: HangingFinder, found: Open) -> None:
         """End the last transaction by one that aborts."""
         if found:
+            self.check()
             self._begin(*self._fillers(finder, found))
             self._producer.flush(_CALL_SECONDS)  # what the broker never saw would not be ended
             try:
